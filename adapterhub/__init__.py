@@ -1,0 +1,1 @@
+"""A registry for adapters: find them, merge them, know which base they belong to."""
