@@ -1,0 +1,344 @@
+"""Asks transformers what an architecture looks like, on the meta device: names, never weights.
+
+`describe` returns the document that `registry/architectures/<model_type>.json` holds (schema
+`schemas/architecture.json`). It is called by `tools/make_architectures.py`, and by
+`adapterhub.catalogue` for a model type that is not shipped. Importing this module is cheap;
+calling `describe` imports torch and transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from adapterhub.errors import NotSupported
+
+# PEFT's task types, MASKED_LM and IMAGE_CLS (ours) → transformers' table of classes. A class that
+# serves several tasks is listed under the first of them.
+TASKS: Mapping[str, str] = {
+    "FEATURE_EXTRACTION": "MODEL_MAPPING_NAMES",
+    "SEQ_2_SEQ_LM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "CAUSAL_LM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "SEQ_CLS": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "TOKEN_CLS": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "QUESTION_ANS": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "MASKED_LM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "IMAGE_CLS": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+}
+
+Overrides = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Module:
+    """Tensors saved directly under one path, or under the paths that one pattern matches.
+
+    `optional`: tensors that some of these paths, or some variants of the config, do not have.
+    """
+
+    kind: str
+    parameters: frozenset[str]
+    buffers: frozenset[str]
+    optional: frozenset[str] = frozenset()
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        return self.parameters | self.buffers
+
+    def merged(self, other: Module) -> Module:
+        return Module(
+            self.kind or other.kind,
+            self.parameters | other.parameters,
+            self.buffers | other.buffers,
+            self.optional | other.optional | (self.tensors ^ other.tensors),
+        )
+
+    def document(self) -> dict[str, Any]:
+        names = {
+            "parameters": sorted(self.parameters),
+            "buffers": sorted(self.buffers),
+            "optional": sorted(self.optional),
+        }
+        kept = {key: value for key, value in names.items() if value or key == "parameters"}
+        return {"kind": self.kind, **kept}
+
+
+Modules = dict[str, Module]
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class of transformers: pattern → module, and ties with and without the config's wish."""
+
+    modules: Modules
+    ties: Mapping[str, str]
+    forced_ties: Mapping[str, str]
+
+
+# --- the document -----------------------------------------------------------------------------
+
+
+def describe(model_type: str, variants: Sequence[Overrides] = ({},)) -> dict[str, Any]:
+    """What the catalogue says of `model_type`, over all `variants` of its default config.
+
+    Raises NotSupported for a model type that transformers does not know, or whose base model
+    cannot be built on the meta device or stores its tensors under other names than it uses.
+    """
+    import transformers
+
+    names, tasks = _class_names(model_type)
+    with _quiet():
+        classes = dict(_classes(model_type, names, variants))
+    base = tasks["FEATURE_EXTRACTION"]
+    if base not in classes:
+        raise NotSupported(
+            f"{base}, the base class of model type {model_type}, cannot be described by its config",
+            remedy="ask for this architecture to be added to the catalogue",
+        )
+    prefixes = {name: _prefix(classes[base].modules, classes[name].modules) for name in classes}
+    return {
+        "model_type": model_type,
+        "generated_with": {"transformers": transformers.__version__},
+        "base_class": base,
+        "prefix": _usual([prefix for name, prefix in prefixes.items() if name != base]),
+        "tying": _tying(model_type, classes),
+        "tasks": {task: tasks[task] for task in sorted(tasks) if tasks[task] in classes},
+        "modules": _documents(classes[base].modules),
+        "classes": {
+            name: _class_document(classes[base].modules, classes[name], prefixes[name])
+            for name in sorted(classes)
+        },
+    }
+
+
+def _class_document(base: Modules, own: Class, prefix: str) -> dict[str, Any]:
+    inherited = {join(prefix, path): module for path, module in base.items()}
+    lacks = [path for path in base if own.modules.get(join(prefix, path)) != base[path]]
+    adds = {p: module for p, module in own.modules.items() if inherited.get(p) != module}
+    return {
+        "prefix": prefix,
+        "lacks": sorted(lacks),
+        "adds": _documents(adds),
+        "tied": dict(sorted(own.ties.items())),
+    }
+
+
+def _documents(modules: Modules) -> dict[str, Any]:
+    return {path: modules[path].document() for path in sorted(modules)}
+
+
+def join(prefix: str, path: str) -> str:
+    return ".".join(part for part in (prefix, path) if part)
+
+
+def _prefix(base: Modules, own: Modules) -> str:
+    """The prefix under which the most of the base class's modules are found; the shortest of them.
+
+    Measured, because `base_model_prefix` does not tell: T5's is "transformer", which only some of
+    its classes use.
+    """
+    found = Counter(
+        path.removesuffix(tail).removesuffix(".")
+        for tail in base
+        for path in own
+        if tail and (path == tail or path.endswith(f".{tail}"))
+    )
+    return min(found, key=lambda prefix: (-found[prefix], len(prefix), prefix), default="")
+
+
+def _usual(prefixes: Sequence[str]) -> str:
+    counts = Counter(prefixes)
+    return min(counts, key=lambda prefix: (-counts[prefix], prefix), default="")
+
+
+def _tying(model_type: str, classes: Mapping[str, Class]) -> str:
+    """When the ties hold: `never`, `always`, or as the config says, with its default."""
+    if not any(own.ties for own in classes.values()):
+        return "never"
+    if all(own.ties == own.forced_ties for own in classes.values()):
+        return "always"
+    default = getattr(_config(model_type, {}), "tie_word_embeddings", False)
+    return "by-default" if default else "on-request"
+
+
+# --- transformers -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Building classes from bare configs makes transformers give advice that nobody asked for."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _class_names(model_type: str) -> tuple[list[str], dict[str, str]]:
+    """Names of all classes that transformers' auto classes know, and which serves which task."""
+    from transformers.models.auto import modeling_auto
+
+    tables = sorted(name for name in vars(modeling_auto) if re.fullmatch(r"MODEL_\w*NAMES", name))
+    listed = {name: _entries(getattr(modeling_auto, name), model_type) for name in tables}
+    tasks = {task: listed[table][0] for task, table in TASKS.items() if listed.get(table)}
+    if "FEATURE_EXTRACTION" not in tasks:
+        raise NotSupported(
+            f"model type {model_type!r} is neither in the catalogue nor known to transformers",
+            remedy="check `model_type` in the base's config.json; models that bring their own "
+            "Python code are not supported",
+        )
+    return sorted({name for names in listed.values() for name in names}), tasks
+
+
+def _entries(table: Mapping[str, Any], model_type: str) -> list[str]:
+    entry = table.get(model_type, ())
+    return [entry] if isinstance(entry, str) else list(entry)
+
+
+def _config(model_type: str, overrides: Overrides) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[model_type](**overrides)
+
+
+def _classes(
+    model_type: str, names: Sequence[str], variants: Sequence[Overrides]
+) -> Iterator[tuple[str, Class]]:
+    """Classes that are of this architecture and can be built; the rest is left out."""
+    import transformers
+
+    config_class = type(_config(model_type, {}))
+    for name in names:
+        cls = getattr(transformers, name, None)
+        if cls is None or getattr(cls, "config_class", None) is not config_class:
+            continue
+        found = _describe_class(cls, model_type, variants)
+        if found is not None:
+            yield name, found
+
+
+def _describe_class(cls: Any, model_type: str, variants: Sequence[Overrides]) -> Class | None:
+    models = []
+    for tie in (True, False):
+        for overrides in variants:
+            model = _build(cls, _config(model_type, {**overrides, "tie_word_embeddings": tie}))
+            if model is None or not _saves_its_own_names(model):
+                return None
+            models.append(model)
+    modules = reduce(_over_variants, (patterned(modules_of(model)) for model in models))
+    return Class(modules, ties_of(models[0]), ties_of(models[-1]))
+
+
+def _build(cls: Any, config: Any) -> Any:
+    """A model on the meta device, or None where its constructor cannot work there."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return cls(config)
+    except (AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _saves_its_own_names(model: Any) -> bool:
+    """False where transformers renames, splits or fuses tensors between memory and file."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = model.state_dict()
+    return set(revert_weight_conversion(model, dict(state))) == set(state)
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def modules_of(model: Any) -> Modules:
+    """Path → module, for every module of a model that directly holds saved tensors."""
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    held: dict[str, set[str]] = defaultdict(set)
+    for name in model.state_dict():
+        path, _, tensor = name.rpartition(".")
+        held[path].add(tensor)
+    found = {}
+    for path, tensors in held.items():
+        saved_buffers = frozenset(t for t in tensors if join(path, t) in buffers)
+        kind = kind_of(model.get_submodule(path))
+        found[path] = Module(kind, frozenset(tensors) - saved_buffers, saved_buffers)
+    return found
+
+
+def kind_of(module: Any) -> str:
+    """How a merge has to treat the module's weight; the name of its class where nothing is said."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return "Conv1D"
+    name = type(module).__name__
+    if isinstance(module, nn.LayerNorm) or name.endswith(("LayerNorm", "RMSNorm")):
+        return "Norm"
+    plain = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+    return next((kind.__name__ for kind in plain if isinstance(module, kind)), name)
+
+
+def ties_of(model: Any) -> dict[str, str]:
+    """Name of a tensor that is not stored → name of the stored tensor that it shares."""
+    declared = model.all_tied_weights_keys
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        groups[id(tensor)].append(name)
+    ties = {}
+    for names in groups.values():
+        source = next((name for name in names if name not in declared), names[0])
+        ties.update({name: source for name in names if name != source})
+    return ties
+
+
+def patterned(modules: Modules) -> Modules:
+    """Numbers in paths become `*`, but for those without which unlike modules would be mixed.
+
+    `encoder.layer.0.output.dense` → `encoder.layer.*.output.dense`; where `head.0` is a Linear and
+    `head.1` a Norm, both keep their number.
+    """
+    found: Modules = {}
+    rest = list(modules)
+    most_parts = max((path.count(".") + 1 for path in modules), default=0)
+    for kept in range(most_parts + 1):
+        groups: dict[str, list[str]] = defaultdict(list)
+        for path in rest:
+            groups[_pattern(path, kept)].append(path)
+        rest = []
+        for pattern, paths in groups.items():
+            if len({modules[path].kind for path in paths}) > 1:
+                rest += paths
+            else:
+                found[pattern] = reduce(Module.merged, (modules[path] for path in paths))
+    return found
+
+
+def _pattern(path: str, kept: int) -> str:
+    """`path` with `*` for its numbers, except the last `kept` of them."""
+    parts = path.split(".")
+    numbers = [place for place, part in enumerate(parts) if re.fullmatch("[0-9]+", part)]
+    for place in numbers[: max(0, len(numbers) - kept)]:
+        parts[place] = "*"
+    return ".".join(parts)
+
+
+def _over_variants(one: Modules, other: Modules) -> Modules:
+    """Union of two variants; what only one of them has becomes optional."""
+    nothing = Module("", frozenset(), frozenset())
+    union = {}
+    for path in {**one, **other}:
+        first, second = one.get(path), other.get(path)
+        if first and second and first.kind != second.kind:
+            raise NotSupported(f"{path} is {first.kind} or {second.kind}, depending on the config")
+        union[path] = (first or nothing).merged(second or nothing)
+    return union
