@@ -51,6 +51,9 @@ def add_scaled(weight: Array, terms: Sequence[tuple[np.float32, NDArray[np.float
 
 
 def round_to(acc: NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
-    """Round float32, (n,) or (out, in), to `dtype`, nearest even. Raises as `merge_low_rank`."""
+    """Round float32 of any shape to `dtype`, nearest even, as a new array.
+
+    `dtype`: float32 (a copy), float16 or bfloat16. Raises as `merge_low_rank` does.
+    """
     with default_float_mode():
         return reference.round_to(acc, dtype)

@@ -62,11 +62,11 @@ def _add_rounded_to_odd(x: Array, y: Array) -> Array:
     # TwoSum (Knuth): total + error is x + y exactly.
     part = total - x
     error = np.asarray((x - (total - part)) + (y - part))
-    bits = total.view(np.int64)
+    bits: NDArray[np.int64] = total.view(np.int64)
     inexact = error != 0
     # Step back to the neighbour nearer to zero where the error points there, then set the bit.
     inward = inexact & (np.signbit(error) != np.signbit(total))
-    odd = (bits - inward) | inexact
+    odd: NDArray[np.int64] = np.asarray((bits - inward) | inexact)
     return odd.view(np.float64)
 
 
@@ -163,17 +163,24 @@ def add_scaled(weight: Array, terms: Sequence[tuple[np.float32, NDArray[np.float
 
 
 def round_to(acc: NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
-    """Round a float32 array of one or two dimensions to nearest even; a fresh array.
+    """Round a float32 array of any shape to nearest even; a fresh C-order array.
 
     `dtype`: float32 (a copy), float16 or bfloat16. Raises NonFinite("result") for inf, NaN and
-    whatever would overflow `dtype`, TypeError for another dtype.
+    whatever would overflow `dtype`, TypeError for other dtypes.
     """
     check_dtype(dtype)
-    rounded = np.empty(acc.shape, dtype)
-    with np.errstate(all="ignore"):
-        for place in tiles(acc.shape):
-            rounded[place] = _rounded(acc[place], dtype, place)
-    return rounded
+    if acc.dtype != np.float32:
+        raise TypeError(f"round_to takes float32, got {acc.dtype}")
+    flat = acc.reshape(-1)
+    rounded = np.empty(flat.shape, dtype)
+    try:
+        with np.errstate(all="ignore"):
+            for place in tiles(flat.shape):
+                rounded[place] = _rounded(flat[place], dtype, place)
+    except NonFinite as error:
+        index = np.unravel_index(error.index[0], acc.shape)
+        raise NonFinite("result", tuple(int(i) for i in index)) from None
+    return rounded.reshape(acc.shape)
 
 
 def _rounded(acc: NDArray[np.float32], dtype: np.dtype[Any], place: tuple[slice, ...]) -> Array:
