@@ -73,11 +73,16 @@ Modules = dict[str, Module]
 
 @dataclass(frozen=True)
 class Class:
-    """One class of transformers: pattern → module, and ties with and without the config's wish."""
+    """One class of transformers, by the names in its files.
+
+    `ties` are those when the config wants them, `forced_ties` when it does not. `live`: pattern
+    of a module's path in memory → in the files, where the two differ.
+    """
 
     modules: Modules
     ties: Mapping[str, str]
     forced_ties: Mapping[str, str]
+    live: Mapping[str, str]
 
 
 # --- the document -----------------------------------------------------------------------------
@@ -87,7 +92,7 @@ def describe(model_type: str, variants: Sequence[Overrides] = ({},)) -> dict[str
     """What the catalogue says of `model_type`, over all `variants` of its default config.
 
     Raises NotSupported for a model type that transformers does not know, or whose base model
-    cannot be built on the meta device or stores its tensors under other names than it uses.
+    cannot be built on the meta device, or splits or fuses tensors when it saves them.
     """
     import transformers
 
@@ -118,13 +123,15 @@ def describe(model_type: str, variants: Sequence[Overrides] = ({},)) -> dict[str
 
 def _class_document(base: Modules, own: Class, prefix: str) -> dict[str, Any]:
     inherited = {join(prefix, path): module for path, module in base.items()}
-    lacks = [path for path in base if own.modules.get(join(prefix, path)) != base[path]]
+    lacks = [path for path in base if join(prefix, path) not in own.modules]
     adds = {p: module for p, module in own.modules.items() if inherited.get(p) != module}
+    live = {"live": dict(sorted(own.live.items()))} if own.live else {}
     return {
         "prefix": prefix,
         "lacks": sorted(lacks),
         "adds": _documents(adds),
         "tied": dict(sorted(own.ties.items())),
+        **live,
     }
 
 
@@ -226,15 +233,19 @@ def _classes(
 
 
 def _describe_class(cls: Any, model_type: str, variants: Sequence[Overrides]) -> Class | None:
-    models = []
+    """None for a class that cannot be built, or whose files hold other tensors than its modules."""
+    described = []
     for tie in (True, False):
         for overrides in variants:
             model = _build(cls, _config(model_type, {**overrides, "tie_word_embeddings": tie}))
-            if model is None or not _saves_its_own_names(model):
+            names = None if model is None else stored_names(model)
+            live = None if names is None else live_patterns(names)
+            if names is None or live is None:
                 return None
-            models.append(model)
-    modules = reduce(_over_variants, (patterned(modules_of(model)) for model in models))
-    return Class(modules, ties_of(models[0]), ties_of(models[-1]))
+            described.append((patterned(modules_of(model, names)), ties_of(model, names), live))
+    modules = reduce(_over_variants, (modules for modules, _, _ in described))
+    every_live = {pattern: path for _, _, live in described for pattern, path in live.items()}
+    return Class(modules, described[0][1], described[-1][1], every_live)
 
 
 def _build(cls: Any, config: Any) -> Any:
@@ -248,28 +259,45 @@ def _build(cls: Any, config: Any) -> Any:
         return None
 
 
-def _saves_its_own_names(model: Any) -> bool:
-    """False where transformers renames, splits or fuses tensors between memory and file."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    state = model.state_dict()
-    return set(revert_weight_conversion(model, dict(state))) == set(state)
-
-
 # --- names ------------------------------------------------------------------------------------
 
 
-def modules_of(model: Any) -> Modules:
-    """Path → module, for every module of a model that directly holds saved tensors."""
+def stored_names(model: Any) -> dict[str, str] | None:
+    """Name in memory → name in the files; None where saving splits or fuses tensors."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = model.state_dict()
+    saved = revert_weight_conversion(model, dict(state))
+    by_tensor = {id(tensor): name for name, tensor in saved.items()}
+    names = {name: by_tensor[id(t)] for name, t in state.items() if id(t) in by_tensor}
+    return names if len(names) == len(state) == len(saved) else None
+
+
+def live_patterns(names: Mapping[str, str]) -> dict[str, str] | None:
+    """Pattern of a path in memory → in the files, where they differ; None if numbers change."""
+    found = {}
+    for live, stored in names.items():
+        path, stored_path = live.rpartition(".")[0], stored.rpartition(".")[0]
+        if path == stored_path:
+            continue
+        if _numbers(path) != _numbers(stored_path):
+            return None
+        found[_pattern(path)] = _pattern(stored_path)
+    return found
+
+
+def modules_of(model: Any, names: Mapping[str, str]) -> Modules:
+    """Stored path → module, for every module that directly holds saved tensors."""
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    held: dict[str, set[str]] = defaultdict(set)
-    for name in model.state_dict():
-        path, _, tensor = name.rpartition(".")
-        held[path].add(tensor)
+    held: dict[str, dict[str, str]] = defaultdict(dict)
+    for live, stored in names.items():
+        path, _, tensor = stored.rpartition(".")
+        held[path][tensor] = live
     found = {}
     for path, tensors in held.items():
-        saved_buffers = frozenset(t for t in tensors if join(path, t) in buffers)
-        kind = kind_of(model.get_submodule(path))
+        live_path = next(iter(tensors.values())).rpartition(".")[0]
+        saved_buffers = frozenset(tensor for tensor, live in tensors.items() if live in buffers)
+        kind = kind_of(model.get_submodule(live_path))
         found[path] = Module(kind, frozenset(tensors) - saved_buffers, saved_buffers)
     return found
 
@@ -288,16 +316,16 @@ def kind_of(module: Any) -> str:
     return next((kind.__name__ for kind in plain if isinstance(module, kind)), name)
 
 
-def ties_of(model: Any) -> dict[str, str]:
-    """Name of a tensor that is not stored → name of the stored tensor that it shares."""
+def ties_of(model: Any, names: Mapping[str, str]) -> dict[str, str]:
+    """Stored name of a tensor that is not saved → of the saved tensor that it shares."""
     declared = model.all_tied_weights_keys
     groups: dict[int, list[str]] = defaultdict(list)
     for name, tensor in model.state_dict(keep_vars=True).items():
         groups[id(tensor)].append(name)
     ties = {}
-    for names in groups.values():
-        source = next((name for name in names if name not in declared), names[0])
-        ties.update({name: source for name in names if name != source})
+    for shared in groups.values():
+        source = next((name for name in shared if name not in declared), shared[0])
+        ties.update({names[name]: names[source] for name in shared if name != source})
     return ties
 
 
@@ -323,13 +351,21 @@ def patterned(modules: Modules) -> Modules:
     return found
 
 
-def _pattern(path: str, kept: int) -> str:
+def _pattern(path: str, kept: int = 0) -> str:
     """`path` with `*` for its numbers, except the last `kept` of them."""
     parts = path.split(".")
-    numbers = [place for place, part in enumerate(parts) if re.fullmatch("[0-9]+", part)]
+    numbers = [place for place, part in enumerate(parts) if _is_number(part)]
     for place in numbers[: max(0, len(numbers) - kept)]:
         parts[place] = "*"
     return ".".join(parts)
+
+
+def _numbers(path: str) -> list[str]:
+    return [part for part in path.split(".") if _is_number(part)]
+
+
+def _is_number(part: str) -> bool:
+    return re.fullmatch("[0-9]+", part) is not None
 
 
 def _over_variants(one: Modules, other: Modules) -> Modules:

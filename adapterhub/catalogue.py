@@ -51,10 +51,11 @@ class ModuleKind:
 class ModelClass:
     """A class of transformers. All names are those of its own saved tensors, `prefix` included.
 
-    `modules`: pattern → kind. `heads`: the patterns that it has over the base class, or otherwise
-    than it. `lacks`: the base class's patterns, without prefix, that it does not have.
+    `modules`: pattern → kind. `heads`: the patterns that the base class does not have. `lacks`:
+    the base class's patterns, without prefix, that this class does not have.
     `tied`: name of a tensor that shares another's weights → name of that one; where the two are
-    tied, only the second is saved. See `tied_in` for whether they are.
+    tied, only the second is saved. See `tied_in` for whether they are. `live`: pattern of a path
+    in memory → of the path that the saved tensors have, where transformers renames on saving.
     """
 
     name: str
@@ -64,7 +65,20 @@ class ModelClass:
     tied: Mapping[str, str]
     heads: frozenset[str]
     lacks: frozenset[str]
-    tying: Tying = "never"
+    tying: Tying
+    live: Mapping[str, str]
+
+    def stored_path(self, path: str) -> str:
+        """The path in the saved tensors of a module whose path in a live model is `path`.
+
+        Adapters name modules as in memory, since transformers 5 not always as in the files: a
+        ViT's `layers.0.attention.q_proj` is saved as `encoder.layer.0.attention.attention.query`.
+        """
+        numbers = iter([part for part in path.split(".") if _NUMBER.fullmatch(part)])
+        pattern = ".".join("*" if _NUMBER.fullmatch(part) else part for part in path.split("."))
+        if "*" in path or pattern not in self.live:
+            return path
+        return re.sub(r"\*", lambda _: next(numbers), self.live[pattern])
 
     def module(self, path: str) -> ModuleKind | None:
         """The module at `path`, e.g. `bert.encoder.layer.3.attention.self.query`, if it has one."""
@@ -205,9 +219,10 @@ def _class(
         prefix=prefix,
         modules=MappingProxyType({**inherited, **adds}),
         tied=MappingProxyType(dict(entry["tied"])),
-        heads=frozenset(adds),
+        heads=frozenset(adds) - frozenset(inherited),
         lacks=lacks,
         tying=tying,
+        live=MappingProxyType(dict(entry.get("live", {}))),
     )
 
 
