@@ -12,7 +12,14 @@ from adapterhub.tensorfile.hashing import tensor_digests, usable_cores
 from adapterhub.tensorfile.header import Header, read_header
 from adapterhub.tensorfile.names import name_problem, shown
 from adapterhub.tensorfile.tensors import ArrayTensor, FileTensor, Tensor
-from adapterhub.tensorfile.writer import ShardLayout, Spec, index_json, plan_shards, write_file
+from adapterhub.tensorfile.writer import (
+    ShardLayout,
+    Spec,
+    index_json,
+    lay_out,
+    plan_shards,
+    write_file,
+)
 
 __all__ = [
     "BITS",
@@ -25,6 +32,7 @@ __all__ = [
     "Spec",
     "Tensor",
     "index_json",
+    "lay_out",
     "name_problem",
     "open_checkpoint",
     "plan_shards",

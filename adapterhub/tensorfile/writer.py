@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -39,11 +39,12 @@ class Spec:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         problem = name_problem(self.name)
         try:
-            storage_bytes(self.dtype, self.shape)
+            object.__setattr__(self, "nbytes", storage_bytes(self.dtype, self.shape))
         except ValueError as error:
             problem = problem or str(error)
         if problem:
@@ -51,10 +52,6 @@ class Spec:
                 f"tensor {shown(self.name)} cannot be written: {problem}",
                 remedy="correct the tensor's name, dtype or shape",
             )
-
-    @property
-    def nbytes(self) -> int:
-        return storage_bytes(self.dtype, self.shape)
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def plan_shards(
     if len(groups) > 1:
         count = len(groups)
         names = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    return tuple(_layout(name, group, metadata) for name, group in zip(names, groups, strict=True))
+    return tuple(lay_out(name, group, metadata) for name, group in zip(names, groups, strict=True))
 
 
 def index_json(layouts: Sequence[ShardLayout]) -> bytes:
@@ -174,7 +171,8 @@ def _split(specs: Sequence[Spec], limit: int) -> list[list[Spec]]:
     return [*groups, filling] if filling or not groups else groups
 
 
-def _layout(filename: str, specs: Sequence[Spec], metadata: Mapping[str, str]) -> ShardLayout:
+def lay_out(filename: str, specs: Sequence[Spec], metadata: Mapping[str, str] = PT) -> ShardLayout:
+    """Lay out one file; see `plan_shards`."""
     ordered = _aligned(specs)
     ends: list[int] = []
     entries: dict[str, object] = {METADATA: _checked(metadata)} if metadata else {}

@@ -1,0 +1,260 @@
+"""A base: a checkpoint on disk, what identifies it, and the digests of its tensors.
+
+Identity is (weights_root, config digest, tokenizer digest), each kept apart. Leaves are expensive
+(every byte is hashed), so they are cached by path, size, mtime and inode.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adapterhub import digest, strictjson
+from adapterhub.catalogue import Architecture, ModelClass, architecture
+from adapterhub.errors import AdapterHubError, InvalidBase, NotSupported
+from adapterhub.tensorfile import Checkpoint, FileTensor, open_checkpoint, tensor_digests
+
+Progress = Callable[[int], None]
+CONFIG = "config.json"
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+# Who wrote a config, not what it says.
+_VOLATILE = frozenset({"_name_or_path", "transformers_version"})
+
+
+@dataclass(frozen=True)
+class Base:
+    """`config` is config.json as parsed."""
+
+    path: Path
+    config: Mapping[str, Any]
+    checkpoint: Checkpoint
+    on_note: Callable[[str], None] | None = None
+
+    @property
+    def tensors(self) -> Mapping[str, FileTensor]:
+        return self.checkpoint.tensors
+
+    @property
+    def model_type(self) -> str | None:
+        value = self.config.get("model_type")
+        return value if isinstance(value, str) else None
+
+    @cached_property
+    def architecture(self) -> Architecture | None:
+        """What the catalogue knows about this model type; None if nobody knows it."""
+        if self.model_type is None:
+            return None
+        try:
+            return architecture(self.model_type, on_note=self.on_note)
+        except NotSupported:
+            return None
+
+    @cached_property
+    def prefix(self) -> str:
+        """The prefix that stored backbone tensors carry: "bert" for `bert.encoder…`, or ""."""
+        known = self.architecture.prefix if self.architecture else ""
+        start = f"{known}."
+        return known if known and any(name.startswith(start) for name in self.tensors) else ""
+
+    @cached_property
+    def model_class(self) -> ModelClass | None:
+        """The class that the files were saved from: config's, or the bare model."""
+        if self.architecture is None:
+            return None
+        named = self.config.get("architectures")
+        name = named[0] if isinstance(named, list) and named else self.architecture.base_class
+        found = self.architecture.class_named(name) if isinstance(name, str) else None
+        return found or self.architecture.class_named(self.architecture.base_class)
+
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """Tensors that the model has and the files lack → the stored tensor that each shares."""
+        pairs = self.ties.items()
+        return {a: b for a, b in pairs if a not in self.tensors and b in self.tensors}
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Pairs that share one weight in the loaded model, stored once or twice."""
+        return self.model_class.tied_in(self.config) if self.model_class else {}
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored elements."""
+        return sum(_elements(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return tuple(sorted({tensor.dtype for tensor in self.tensors.values()}))
+
+    @cached_property
+    def structure_root(self) -> str:
+        return digest.structure_root((name, t.shape) for name, t in self.tensors.items())
+
+    @cached_property
+    def config_digest(self) -> str:
+        """sha256 of the canonical config, less who wrote it; non-finite numbers as strings."""
+        kept = {key: value for key, value in self.config.items() if key not in _VOLATILE}
+        try:
+            return digest.of_bytes(digest.canonical(_finite(kept)))
+        except ValueError as error:
+            raise InvalidBase(f"{self.path / CONFIG}: {error}") from error
+
+    @cached_property
+    def tokenizer_digest(self) -> str | None:
+        """Digest over the names and bytes of the tokenizer's files; None if there are none."""
+        files = [name for name in TOKENIZER_FILES if (self.path / name).is_file()]
+        if not files:
+            return None
+        listing = [[name, digest.of_bytes((self.path / name).read_bytes())] for name in files]
+        return digest.of_bytes(digest.canonical(listing))
+
+    def digests(
+        self, cache: LeafCache | None = None, progress: Progress | None = None
+    ) -> Mapping[str, bytes]:
+        """D of every tensor (see `digest`), from the cache where the file is unchanged."""
+        result: dict[str, bytes] = {}
+        for path in self.checkpoint.files:
+            tensors = {name: t for name, t in self.tensors.items() if t.path == path}
+            result |= _file_digests(path, tensors, cache, progress)
+        return result
+
+    def weights_root(self, cache: LeafCache | None = None, progress: Progress | None = None) -> str:
+        return self.root_of(self.digests(cache, progress))
+
+    def root_of(self, digests: Mapping[str, bytes]) -> str:
+        """weights_root from the D of every tensor."""
+        return digest.weights_root(
+            (name, t.dtype, t.shape, digests[name]) for name, t in self.tensors.items()
+        )
+
+
+def open_base(path: Path, *, on_note: Callable[[str], None] | None = None) -> Base:
+    """Open a checkpoint directory. Raises InvalidBase, naming what is missing or damaged."""
+    path = path.resolve()
+    if not path.is_dir():
+        raise InvalidBase(
+            f"{path} is not a directory", remedy="a base is a directory of safetensors + config"
+        )
+    if not (path / CONFIG).is_file():
+        adapter = (path / "adapter_config.json").is_file()
+        raise InvalidBase(
+            f"{path} has no {CONFIG}",
+            remedy="this is an adapter; give it as ADAPTER, not as BASE"
+            if adapter
+            else "a base is a directory of safetensors + config.json",
+        )
+    try:
+        config = strictjson.load_object(path / CONFIG, constants=True)
+        checkpoint = open_checkpoint(path)
+    except AdapterHubError as error:
+        raise InvalidBase(error.message, remedy=error.remedy, details=error.details) from error
+    return Base(path, config, checkpoint, on_note)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+# --- cached leaves ----------------------------------------------------------------------------
+
+
+class LeafCache:
+    """D of the tensors of a file, remembered for as long as the file is unchanged.
+
+    One small JSON file per tensor file. A file that changed within the last two seconds is not
+    remembered: its next change might leave the same mtime. A damaged entry counts as absent.
+    """
+
+    QUIET_NS = 2_000_000_000
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def get(self, path: Path) -> Mapping[str, bytes] | None:
+        try:
+            entry = json.loads(self._place(path).read_bytes())
+            if entry["stat"] == _fingerprint(path):
+                return {name: bytes.fromhex(value) for name, value in entry["digests"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return None
+
+    def put(self, path: Path, fingerprint: list[int], digests: Mapping[str, bytes]) -> None:
+        """Remember; failing to is no error, only slower next time."""
+        if time.time_ns() - fingerprint[1] < self.QUIET_NS:
+            return
+        place = self._place(path)
+        entry: dict[str, Any] = {"path": str(path), "stat": fingerprint}
+        entry["digests"] = {name: value.hex() for name, value in digests.items()}
+        temporary = place.with_name(f"{place.name}.{os.getpid()}")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(entry))
+            temporary.replace(place)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+    def _place(self, path: Path) -> Path:
+        return self.directory / f"{digest.sha256(os.fsencode(path)).hex()}.json"
+
+
+def _fingerprint(path: Path) -> list[int]:
+    """size, mtime, inode, device: what changes when a file does."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev]
+
+
+def _file_digests(
+    path: Path,
+    tensors: Mapping[str, FileTensor],
+    cache: LeafCache | None,
+    progress: Progress | None,
+) -> Mapping[str, bytes]:
+    """D of the tensors of one file. Raises IntegrityError-like InvalidBase if it changes."""
+    known = cache.get(path) if cache else None
+    if known is not None and known.keys() == tensors.keys():
+        if progress:
+            progress(sum(tensor.nbytes for tensor in tensors.values()))
+        return known
+    before = _fingerprint(path)
+    digests = tensor_digests(tensors, progress=progress)
+    if _fingerprint(path) != before:
+        raise InvalidBase(
+            f"{path} changed while it was read", remedy="wait for its writer, then try again"
+        )
+    if cache:
+        cache.put(path, before, digests)
+    return digests

@@ -1,0 +1,127 @@
+"""What a merge says of itself: `adapterhub.json` (deterministic) and MergeReport (for people)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub import digest
+from adapterhub.merge.engine import Written
+from adapterhub.merge.plan import MergePlan, Source
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """`actions` counts output tensors by what was done: copy, merge, replace, add, cast.
+
+    `verified`: whether every adapter recorded this base's weights_root. `fates` maps each
+    adapter's tensors to what became of them.
+    """
+
+    out: str
+    model_class: str | None
+    weights_root: str
+    structure_root: str
+    base: dict[str, Any]
+    adapters: list[dict[str, Any]]
+    actions: dict[str, int]
+    left_out: list[str]
+    verified: bool
+    notes: list[str]
+    bytes_written: int
+    reproducible: bool
+    kernel: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def document(plan: MergePlan, written: Written, base_root: str) -> dict[str, Any]:
+    """adapterhub.json of a merged directory, schema `merge`: inputs, fates, roots; no times."""
+    return {
+        "schema": 1,
+        "kind": "merge",
+        "base": {
+            "weights_root": base_root,
+            "structure_root": plan.base.structure_root,
+            "config_digest": plan.base.config_digest,
+            "tokenizer_digest": plan.base.tokenizer_digest,
+        },
+        "adapters": [_source(source) for source in plan.sources],
+        "options": {
+            "dtype": plan.options.dtype,
+            "max_shard_bytes": plan.options.max_shard_bytes,
+        },
+        "model_class": plan.model_class,
+        "fates": [
+            {"adapter": fate.source, "tensor": fate.tensor, "fate": fate.fate}
+            for fate in plan.fates
+        ],
+        "actions": dict(sorted(actions(plan).items())),
+        "left_out": list(plan.left_out),
+        "weights_root": weights_root(plan, written),
+        "structure_root": digest.structure_root((w.name, w.shape) for w in plan.works.values()),
+        "tensors": {
+            work.name: {
+                "dtype": work.dtype,
+                "shape": list(work.shape),
+                "digest": digest.text(written.digests[work.name]),
+                "action": work.action,
+            }
+            for work in sorted(plan.works.values(), key=lambda work: work.name)
+        },
+        "files": written.files,
+        "reproducible": True,
+    }
+
+
+def to_bytes(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {
+        "digest": source.digest,
+        "adapter_root": source.adapter_root,
+        "method": source.adapter.method,
+        "weight": source.weight,
+        "declared_base": source.adapter.base.name,
+        "recorded_base": source.base_weights_root,
+    }
+
+
+def actions(plan: MergePlan) -> Counter[str]:
+    return Counter(work.action for work in plan.works.values())
+
+
+def weights_root(plan: MergePlan, written: Written) -> str:
+    return digest.weights_root(
+        (work.name, work.dtype, work.shape, written.digests[work.name])
+        for work in plan.works.values()
+    )
+
+
+def report(
+    plan: MergePlan, out: Path, made: dict[str, Any], kernel: str, seconds: float
+) -> MergeReport:
+    recorded = [source.base_weights_root for source in plan.sources]
+    return MergeReport(
+        out=str(out),
+        model_class=plan.model_class,
+        weights_root=made["weights_root"],
+        structure_root=made["structure_root"],
+        base={"path": str(plan.base.path), **made["base"]},
+        adapters=[{"name": s.name, **_source(s)} for s in plan.sources],
+        actions=made["actions"],
+        left_out=list(plan.left_out),
+        verified=all(root == made["base"]["weights_root"] for root in recorded),
+        notes=list(plan.notes),
+        bytes_written=plan.write_bytes,
+        reproducible=made["reproducible"],
+        kernel=kernel,
+        seconds=seconds,
+    )

@@ -1,0 +1,265 @@
+"""LoRA: W + s·B·A (Hu et al., https://arxiv.org/abs/2106.09685).
+
+    A: (rank, in)   B: (out, rank)   s = alpha/rank, or alpha/√rank for rsLoRA
+    (Kalajdzievski, https://arxiv.org/abs/2312.03732)
+
+Rank and alpha are per module: `rank_pattern` and `alpha_pattern` map regular expressions to
+values; the first KEY wins for which `(.*\\.)?(KEY)$` matches the module path, as in PEFT
+(`peft.utils.other.get_pattern_key`). The keys come from strangers: they are matched under a
+time limit.
+
+Roles: lora_A, lora_B, lora_B.bias (lora_bias), lora_embedding_A, lora_embedding_B,
+lora_magnitude_vector (DoRA), token_rows (trainable tokens), and `replace:…`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from adapterhub import schema
+from adapterhub.adapter import REPLACE, Adapter, Problem
+from adapterhub.errors import InvalidAdapter, NotMergeable, SchemaError
+from adapterhub.methods import Ranks
+from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Replacement
+from adapterhub.tensorfile import Tensor
+
+PATTERN_SECONDS = 0.1
+PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+DEFAULT_ALPHA = 8  # peft.LoraConfig.lora_alpha
+
+# Variants by the field that asks for them. The second value says why a merge is refused; None
+# means that the variant trains differently and merges like plain LoRA.
+_VARIANTS: Mapping[str, tuple[str, str | None]] = {
+    "use_rslora": ("rslora", None),
+    "lora_bias": ("lora_bias", None),
+    "use_dora": ("dora", "DoRA merging comes with a later version"),
+    "use_qalora": ("qalora", "QALoRA works on pooled inputs and has no weight to add to"),
+    "alora_invocation_tokens": ("alora", "aLoRA acts only after its invocation tokens"),
+    "arrow_config": ("arrow", "Arrow routes between adapters at run time"),
+    "kasa_config": ("kasa", "KaSA changes the base by its own SVD"),
+    "use_bdlora": ("bdlora", "BD-LoRA packs block-diagonal factors"),
+    "target_parameters": ("target_parameters", "experts' parameters come with a later version"),
+    "layer_replication": ("layer_replication", "replicated layers share one weight"),
+    "trainable_token_indices": ("trainable_tokens", "token rows come with a later version"),
+    "velora_config": ("velora", None),
+    "monteclora_config": ("monteclora", None),
+}
+_INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The fields that the mathematics needs."""
+
+    r: int
+    alpha: float
+    rslora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, value in (("lora_alpha", self.alpha), *self.alpha_pattern.items()):
+            if not math.isfinite(value):
+                raise InvalidAdapter(
+                    f"alpha is not a finite number: {name} = {value}",
+                    remedy="correct adapter_config.json",
+                )
+
+    def rank(self, module: str) -> int:
+        return self.rank_pattern.get(_first_match(self.rank_pattern, module), self.r)
+
+    def scaling(self, module: str, rank: int) -> float:
+        """alpha/rank or alpha/√rank in fp64; `rank` is that of the module's tensors."""
+        alpha = self.alpha_pattern.get(_first_match(self.alpha_pattern, module), self.alpha)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def _first_match(patterns: Mapping[str, Any], module: str) -> str:
+    if not patterns:
+        return ""
+    import regex
+
+    for pattern in patterns:
+        try:
+            found = regex.match(rf"(.*\.)?({pattern})$", module, timeout=PATTERN_SECONDS)
+        except (regex.error, TimeoutError) as error:
+            raise InvalidAdapter(
+                f"pattern {pattern[:80]!r} of adapter_config.json cannot be used: "
+                f"{str(error) or 'it takes too long to match'}",
+                remedy="correct rank_pattern and alpha_pattern; keys are regular expressions",
+            ) from error
+        if found:
+            return pattern
+    return ""
+
+
+def parse(config: Mapping[str, Any]) -> LoraConfig:
+    """The checked config. Raises SchemaError or InvalidAdapter."""
+    schema.check(dict(config), "methods/lora", what="LoRA config")
+    alpha = config.get("lora_alpha")
+    return LoraConfig(
+        r=config["r"],
+        alpha=float(DEFAULT_ALPHA if alpha is None else alpha),
+        rslora=bool(config.get("use_rslora")),
+        rank_pattern=dict(config.get("rank_pattern") or {}),
+        alpha_pattern={k: float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+    )
+
+
+def fields() -> frozenset[str]:
+    return frozenset(schema.load("methods/lora")["properties"])
+
+
+def variants(config: Mapping[str, Any]) -> tuple[str, ...]:
+    named = {name for field, (name, _) in _VARIANTS.items() if config.get(field)}
+    init = _init_that_changes_the_base(config)
+    return tuple(sorted(named | ({init} if init else set())))
+
+
+def _init_that_changes_the_base(config: Mapping[str, Any]) -> str:
+    init = config.get("init_lora_weights")
+    if not isinstance(init, str):
+        return ""
+    init = init.lower()
+    return next((name for name in _INITS_THAT_CHANGE_THE_BASE if init.startswith(name)), "")
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+def problems(adapter: Adapter) -> list[Problem]:
+    try:
+        config = parse(adapter.config)
+    except (SchemaError, InvalidAdapter) as error:
+        sentences = error.details or (error.message,)
+        return [_fatal("config", f"adapter_config.json: {s}", error.remedy) for s in sentences]
+    found: list[Problem] = []
+    for module, roles in adapter.modules.items():
+        found += _pair_problems(module, roles)
+    if not any(pair for _, _, pair in _pairs(adapter)) and not _replacements(adapter):
+        found.append(_fatal("no-tensors", "the weights hold no LoRA tensor", "re-export"))
+    if not adapter.config.get("target_parameters"):  # expert-major rows: r·E
+        found += _rank_problems(adapter, config)
+    return found
+
+
+def _fatal(code: str, message: str, remedy: str) -> Problem:
+    return Problem(code, message, remedy or "re-export the adapter", fatal=True)
+
+
+def _pair_problems(module: str, roles: Mapping[str, Tensor]) -> list[Problem]:
+    found = []
+    for a, b in PAIRS:
+        if (a in roles) != (b in roles):
+            here, gone = (a, b) if a in roles else (b, a)
+            found.append(_fatal("half-pair", f"{module} has {here} but no {gone}", ""))
+        elif a in roles and not _fit(roles[a].shape, roles[b].shape):
+            shapes = f"{a} is {list(roles[a].shape)} and {b} is {list(roles[b].shape)}"
+            found.append(_fatal("shape", f"{module}: {shapes}; their ranks differ", ""))
+    return found
+
+
+def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return len(a) >= 2 and len(b) >= 2 and a[0] == b[1] and a[0] > 0
+
+
+def _rank_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
+    found = []
+    wrong: Counter[tuple[int, int]] = Counter()
+    for module, (role_a, _), (a, _) in _pairs(adapter):
+        try:
+            expected = config.rank(module)
+        except InvalidAdapter as error:
+            return [_fatal("pattern", error.message, error.remedy)]
+        if a.shape[0] != expected:
+            wrong[expected, a.shape[0]] += 1
+            if wrong[expected, a.shape[0]] == 1:
+                text = f"{module}.{role_a} has rank {a.shape[0]}, config says r={expected}"
+                found.append(_fatal("rank-mismatch", text, "correct `r` or re-export"))
+    more = sum(wrong.values()) - len(wrong)
+    if more:
+        found.append(_fatal("rank-mismatch", f"{more} more modules differ in the same way", ""))
+    return found
+
+
+def ranks(adapter: Adapter) -> Ranks | None:
+    by_module = {module: a.shape[0] for module, _, (a, _) in _pairs(adapter)}
+    return Ranks(by_module) if by_module else None
+
+
+# --- meaning ----------------------------------------------------------------------------------
+
+
+def meaning(adapter: Adapter) -> Meaning:
+    refuse_variants(adapter.config)
+    found = parts(adapter)
+    _refuse_unused(adapter, found)
+    return found
+
+
+def parts(adapter: Adapter) -> Meaning:
+    """The parts that plain LoRA's formula covers, whatever else the adapter holds."""
+    config = parse(adapter.config)
+    found: list[LowRank | BiasDelta | Replacement] = []
+    # The experts of `target_parameters` are packed otherwise, and no LowRank of this kind.
+    pairs = () if adapter.config.get("target_parameters") else _pairs(adapter)
+    for module, roles, (a, b) in pairs:
+        scale = config.scaling(module, a.shape[0])
+        layout: Literal["linear", "embedding"] = "embedding" if roles == PAIRS[1] else "linear"
+        found.append(LowRank(module, a, b, scale, layout, roles))
+        bias = adapter.modules[module].get("lora_B.bias")
+        if bias is not None:
+            found.append(BiasDelta(module, bias, scale, "lora_B.bias"))
+    return (*found, *_replacements(adapter))
+
+
+def refuse_variants(config: Mapping[str, Any]) -> None:
+    """Raises NotMergeable for the first variant that plain LoRA's formula does not cover."""
+    for field, (name, reason) in _VARIANTS.items():
+        if config.get(field) and reason:
+            raise NotMergeable(
+                f"this adapter is a {name} variant of LoRA ({field} is set) and cannot be merged: "
+                f"{reason}",
+                remedy="load it with peft, or retrain without this option",
+            )
+    if init := _init_that_changes_the_base(config):
+        raise NotMergeable(
+            f"init_lora_weights is {init!r}: this adapter belongs to a base that the "
+            "initialisation had changed, and is wrong on the original one",
+            remedy="in peft: save_pretrained(…, path_initial_model_for_weight_conversion=…) "
+            "writes a plain LoRA",
+        )
+
+
+def _pairs(adapter: Adapter) -> Iterator[tuple[str, tuple[str, str], tuple[Tensor, Tensor]]]:
+    for module, roles in adapter.modules.items():
+        for a, b in PAIRS:
+            if a in roles and b in roles and _fit(roles[a].shape, roles[b].shape):
+                yield module, (a, b), (roles[a], roles[b])
+
+
+def _replacements(adapter: Adapter) -> list[Replacement]:
+    return [
+        Replacement(module, role.removeprefix(REPLACE), tensor, role)
+        for module, role, tensor in adapter.tensors()
+        if role.startswith(REPLACE)
+    ]
+
+
+def _refuse_unused(adapter: Adapter, found: Meaning) -> None:
+    used = {
+        (part.module, role)
+        for part in found
+        for role in (part.roles if isinstance(part, LowRank) else (part.role,))
+    }
+    rest = [f"{m}.{role}" for m, role, _ in adapter.tensors() if (m, role) not in used]
+    if rest:
+        raise NotMergeable(
+            f"{len(rest)} tensors of this adapter are outside plain LoRA's formula",
+            details=rest[:20],
+            remedy="load it with peft, or re-export without them",
+        )

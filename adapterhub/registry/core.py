@@ -1,0 +1,347 @@
+"""The registry: joins formats, store and catalogue. Its methods are the verbs of DESIGN §7."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from adapterhub import formats
+from adapterhub.adapter import Adapter
+from adapterhub.base import LeafCache
+from adapterhub.errors import AdapterHubError, InvalidName, InvalidOption, NotFound
+from adapterhub.registry import adding, checkout, diffs, inspection, runs
+from adapterhub.registry.adding import Added, BaseAtHand, Request
+from adapterhub.registry.bases import Bases
+from adapterhub.registry.inspection import Inspection
+from adapterhub.store import Event, Filters, GcReport, Outcome, Row, Store, check_name, check_tag
+
+Progress = Callable[[int], None]
+CARD_FIELDS = ("description", "licence", "language", "topics", "metrics")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An ADAPTER once it is found: `digest` and `manifest` are None for a path."""
+
+    name: str
+    adapter: Adapter
+    path: Path
+    digest: str | None = None
+    manifest: Mapping[str, Any] | None = None
+
+
+class Registry:
+    """A home on disk; a context manager, safe between threads and processes."""
+
+    def __init__(
+        self, home: str | Path | None = None, *, on_note: Callable[[str], None] | None = None
+    ) -> None:
+        """Open or create the home: `home`, $ADAPTERHUB_HOME, or the user's data directory."""
+        self.store = Store(Path(home) if home is not None else None, on_note=on_note)
+        self.cache = LeafCache(self.store.home / "cache" / "leaves")
+        self.base = Bases(self.store.home / "bases", self.cache, on_note)
+
+    @property
+    def home(self) -> Path:
+        return self.store.home
+
+    def close(self) -> None:
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- finding ------------------------------------------------------------------------------
+
+    def load(self, text: str | Path, *, allow_pickle: bool = False) -> Loaded:
+        """An ADAPTER: a ref or a path; `./` and `/` force a path, and what is both is refused.
+
+        Raises what is wrong with it.
+        """
+        path = self._as_path(text)
+        if path is not None:
+            reading = formats.read(path, allow_pickle=allow_pickle)
+            return Loaded(str(path), inspection.require(reading), path)
+        name, digest = self.store.resolve(str(text))
+        manifest = self.store.manifest(digest)
+        for entry in manifest["files"]:
+            self.store.verify_blob(entry["sha256"])
+        place = checkout.linked(self.store, digest, manifest)
+        adapter = inspection.require(formats.read(place), values=False)
+        return Loaded(f"{name}@{digest}", _overlaid(adapter, manifest), place, digest, manifest)
+
+    def _as_path(self, text: str | Path) -> Path | None:
+        """The path that `text` means, or None if it means a ref."""
+        if isinstance(text, Path):
+            return text
+        if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
+            return Path(text).expanduser()
+        path = Path(text)
+        if not path.exists():
+            return None
+        if self._is_ref(text):
+            raise InvalidName(
+                f"{text!r} is both a name in the registry and a path",
+                remedy=f"write ./{text} for the path, {text}:latest for the name",
+            )
+        return path
+
+    def _is_ref(self, text: str) -> bool:
+        try:
+            return self.store.exists(text)
+        except InvalidName:
+            return False
+
+    def inspect(self, text: str | Path, *, allow_pickle: bool = False) -> Inspection:
+        """What is this? Damage is reported, not raised, as long as anything can be read."""
+        path = self._as_path(text)
+        if path is not None:
+            reading = formats.read(path, allow_pickle=allow_pickle)
+            return inspection.inspect(reading, source=str(path))
+        name, digest = self.store.resolve(str(text))
+        manifest = self.store.manifest(digest)
+        reading = formats.read(checkout.linked(self.store, digest, manifest))
+        labels = tuple(manifest["labels"])
+        return inspection.inspect(reading, source=f"{name}@{digest}", labels=labels)
+
+    # --- adding -------------------------------------------------------------------------------
+
+    def add(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        tag: str | Sequence[str] = (),
+        base: str | Path | None = None,
+        labels: Sequence[str] = (),
+        new: bool = False,
+        allow_pickle: bool = False,
+    ) -> Added:
+        """Store the adapter at `path` as a new version of `name` (default: from the path).
+
+        With `base` (a BASE) it is checked against that base, whose digests are recorded and which
+        is registered. The same bytes again change nothing. Raises what is wrong, before anything
+        is stored.
+        """
+        path = Path(path)
+        reading = formats.read(path, allow_pickle=allow_pickle)
+        request = Request(
+            name=check_name(name or runs.name_for(reading.path, reading.path, None)),
+            tags=tuple(check_tag(t) for t in ([tag] if isinstance(tag, str) else tag)),
+            labels=tuple(labels),
+            new=new,
+            origin={"path": str(reading.path.resolve())},
+        )
+        inspection.require(reading)
+        at_hand = self._base_at_hand(base) if base is not None else None
+        return adding.add(self.store, reading, request, at_hand)
+
+    def _base_at_hand(self, base: str | Path) -> BaseAtHand:
+        found = self.base.resolve(base)
+        root = found.weights_root(self.cache)
+        for record in self.base.list():
+            if record["weights_root"] == root and record["path"] == str(found.path):
+                return BaseAtHand(found, record["name"], root)
+        record = self.base.add(found.path)
+        return BaseAtHand(found, record["name"], root)
+
+    def add_runs(
+        self,
+        root: str | Path,
+        *,
+        name: str | None = None,
+        tag: str | Sequence[str] = (),
+        base: str | Path | None = None,
+        labels: Sequence[str] = (),
+        new: bool = False,
+        allow_pickle: bool = False,
+    ) -> Iterator[runs.Taken]:
+        """`add --recursive`: every adapter below `root`, each taken or refused by itself."""
+        root = Path(root)
+        if not root.is_dir():
+            raise NotFound(f"{root} is not a directory", remedy="give a directory of runs")
+        empty = True
+        for path in runs.find(root):
+            empty = False
+            wanted = runs.name_for(root, path, name)
+            try:
+                added = self.add(
+                    path,
+                    name=wanted,
+                    tag=tag,
+                    base=base,
+                    labels=labels,
+                    new=new,
+                    allow_pickle=allow_pickle,
+                )
+                yield runs.Taken(str(path), wanted, added.version, added.status)
+            except AdapterHubError as error:
+                yield runs.Taken(str(path), wanted, None, "refused", error.message)
+        if empty:
+            raise NotFound(
+                f"there is no adapter below {root}", remedy="adapters have an adapter_config.json"
+            )
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def list(
+        self,
+        filters: Filters | None = None,
+        *,
+        order: str = "updated",
+        limit: int = 50,
+        offset: int = 0,
+        after: str | None = None,
+    ) -> tuple[Row, ...]:
+        """One page of live names. `after` is the `cursor` of the last row of the page before."""
+        return self.store.list(
+            filters or Filters(), order=order, limit=limit, offset=offset, after=after
+        )
+
+    def count(self, filters: Filters | None = None) -> int:
+        return self.store.count(filters or Filters())
+
+    def search(
+        self, text: str, filters: Filters | None = None, *, limit: int = 20
+    ) -> tuple[Row, ...]:
+        """Names whose text matches all words of `text`, best first."""
+        return self.store.search(text, filters or Filters(), limit=limit)
+
+    def show(self, ref: str) -> dict[str, Any]:
+        """A version: its manifest, the card and tags of its name, and when it was added."""
+        name, digest = self.store.resolve(ref)
+        state = self.store.state(name)
+        return {
+            "name": name,
+            "digest": digest,
+            "version": f"{name}@{digest}",
+            "manifest": self.store.manifest(digest),
+            "card": dict(state.card),
+            "tags": dict(state.tags),
+            "versions": [{"digest": d, "added": when} for d, when in state.versions.items()],
+            "origin": self._origin(name, digest),
+        }
+
+    def _origin(self, name: str, digest: str) -> Mapping[str, Any] | None:
+        found = None
+        for event in self.store.history(name):
+            if event.fields.get("to") == digest and event.fields.get("origin"):
+                found = event.fields["origin"]
+        return found
+
+    def path(self, ref: str) -> Path:
+        """A plain PEFT directory of this version, for other tools; its files are links."""
+        _, digest = self.store.resolve(ref)
+        return checkout.linked(self.store, digest, self.store.manifest(digest))
+
+    def export(self, ref: str, out: str | Path) -> str:
+        """Copy the original bytes and the manifest into a new directory; returns the version."""
+        name, digest = self.store.resolve(ref)
+        manifest = self.store.manifest(digest)
+        for entry in manifest["files"]:
+            self.store.verify_blob(entry["sha256"])
+        checkout.copied(self.store, manifest, Path(out))
+        return f"{name}@{digest}"
+
+    def diff(self, left: str, right: str) -> diffs.Difference:
+        sides = []
+        for ref in (left, right):
+            name, digest = self.store.resolve(ref)
+            sides.append((f"{name}@{digest}", self.store.manifest(digest)))
+        return diffs.diff(self.store, sides[0], sides[1])
+
+    # --- names and tags -----------------------------------------------------------------------
+
+    def edit(
+        self, name: str, set: Mapping[str, Any] | None = None, unset: Iterable[str] = ()
+    ) -> Outcome:
+        """Change card fields: description, licence, language, topics, metrics."""
+        wrong = sorted((builtins.set(set or {}) | builtins.set(unset)) - builtins.set(CARD_FIELDS))
+        if wrong:
+            raise InvalidOption(
+                f"the card has no field {wrong[0]!r}", remedy=f"fields: {', '.join(CARD_FIELDS)}"
+            )
+        return self.store.edit_card(self._name_of(name), dict(set or {}), tuple(unset))
+
+    def _name_of(self, ref: str) -> str:
+        return self.store.resolve(ref)[0]
+
+    def mv(self, old: str, new: str) -> Outcome:
+        return self.store.rename(old, new)
+
+    def rm(self, ref: str) -> Outcome:
+        """Remove a name, or with `name@digest` that version; undone by `rollback` or `tag`."""
+        if "@" in ref:
+            return self.store.remove_version(*self.store.resolve(ref))
+        return self.store.remove_name(ref)
+
+    def tag(self, ref: str, tag: str) -> Outcome:
+        name, digest = self.store.resolve(ref)
+        return self.store.tag(name, digest, tag)
+
+    def untag(self, name: str, tag: str) -> Outcome:
+        return self.store.untag(name, tag)
+
+    def history(self, name: str) -> tuple[Event, ...]:
+        return self.store.history(name)
+
+    def rollback(self, name: str, tag: str, to: str | None = None) -> Outcome:
+        return self.store.rollback(name, tag, to)
+
+    # --- upkeep -------------------------------------------------------------------------------
+
+    def verify(self, ref: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+        """Re-hash a version, or every version of every name; damage is listed, not raised."""
+        versions = [self.store.resolve(ref)] if ref else list(self._versions())
+        problems: builtins.list[str] = []
+        blobs: dict[str, str] = {}
+        for name, digest in versions:
+            try:
+                manifest = self.store.manifest(digest)
+            except AdapterHubError as error:
+                problems.append(f"{name}@{digest[:19]}: {error.message}")
+                continue
+            for entry in manifest["files"]:
+                blobs.setdefault(entry["sha256"], f"{name}@{digest[:19]}: {entry['path']}")
+        for blob, where in blobs.items():
+            try:
+                self.store.verify_blob(blob)
+            except AdapterHubError as error:
+                problems.append(f"{where}: {error.message}")
+            if progress:
+                progress(1)
+        return {"versions": len(versions), "files": len(blobs), "problems": problems}
+
+    def _versions(self) -> Iterator[tuple[str, str]]:
+        for name in self.store.names():
+            for digest in self.store.state(name).versions:
+                yield name, digest
+
+    def gc(self, *, dry_run: bool = False, grace_seconds: float = 86400.0) -> GcReport:
+        report = self.store.gc(grace_seconds=grace_seconds, dry_run=dry_run)
+        if not dry_run:
+            checkout.sweep(self.store, {digest for _, digest in self._versions()})
+        return report
+
+    def reindex(self) -> int:
+        return self.store.reindex()
+
+
+def _overlaid(adapter: Adapter, manifest: Mapping[str, Any]) -> Adapter:
+    """The adapter with what the registry knows better than its files: labels and base."""
+    base = replace(
+        adapter.base, name=manifest["base"]["name"], revision=manifest["base"]["revision"]
+    )
+    return replace(adapter, labels=tuple(manifest["labels"]), base=base)

@@ -1,0 +1,76 @@
+"""Reading JSON documents of strangers: bounded, without duplicate keys, without NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import NotFound, SchemaError
+
+LIMIT_BYTES = 4 * 1024 * 1024
+
+
+def loads(data: bytes | str, *, constants: bool = False) -> Any:
+    """Parse `data`. Raises ValueError, saying what is wrong; never RecursionError.
+
+    With `constants`, NaN and ±Infinity are let in (some model configs hold them); otherwise they
+    are refused.
+    """
+    text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=float if constants else _refuse,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:80]!r} occurs twice")
+        result[key] = value
+    return result
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a JSON value")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:40]} is too large")
+    return value
+
+
+def load_object(path: Path, *, limit: int = LIMIT_BYTES, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in a file of at most `limit` bytes. Raises NotFound or SchemaError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise SchemaError(
+            f"{path} is larger than {limit:,} bytes, too large for a config",
+            remedy="check that this is the right file",
+        )
+    try:
+        document = loads(data, constants=constants)
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise SchemaError(
+            f"{path} is not valid JSON: {error}", remedy="correct or re-export it"
+        ) from error
+    if not isinstance(document, dict):
+        raise SchemaError(
+            f"{path} holds a JSON {type(document).__name__}, expected an object",
+            remedy="check that this is the right file",
+        )
+    return document
