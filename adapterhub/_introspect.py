@@ -92,7 +92,7 @@ def describe(model_type: str, variants: Sequence[Overrides] = ({},)) -> dict[str
     """What the catalogue says of `model_type`, over all `variants` of its default config.
 
     Raises NotSupported for a model type that transformers does not know, or whose base model
-    cannot be built on the meta device, or splits or fuses tensors when it saves them.
+    cannot be built on the meta device, or whose files cannot be told from its modules.
     """
     import transformers
 
@@ -102,8 +102,10 @@ def describe(model_type: str, variants: Sequence[Overrides] = ({},)) -> dict[str
     base = tasks["FEATURE_EXTRACTION"]
     if base not in classes:
         raise NotSupported(
-            f"{base}, the base class of model type {model_type}, cannot be described by its config",
-            remedy="ask for this architecture to be added to the catalogue",
+            f"model type {model_type} is not in the catalogue, and its class {base} cannot be "
+            "described: its config alone does not build it, or its files hold other tensors than "
+            "the model in memory",
+            remedy="use a base of an architecture that `registry/architectures` lists",
         )
     prefixes = {name: _prefix(classes[base].modules, classes[name].modules) for name in classes}
     return {
@@ -263,9 +265,16 @@ def _build(cls: Any, config: Any) -> Any:
 
 
 def stored_names(model: Any) -> dict[str, str] | None:
-    """Name in memory → name in the files; None where saving splits or fuses tensors."""
-    from transformers.core_model_loading import revert_weight_conversion
+    """Name in memory → name in the files; None where saving splits or fuses tensors.
 
+    Also None where published files may have a prefix or not: the class alone cannot tell.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange, revert_weight_conversion
+
+    conversions = get_model_conversion_mapping(model, add_legacy=False)
+    if any(isinstance(conversion, PrefixChange) for conversion in conversions):
+        return None
     state = model.state_dict()
     saved = revert_weight_conversion(model, dict(state))
     by_tensor = {id(tensor): name for name, tensor in saved.items()}

@@ -21,6 +21,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
+from adapterhub._introspect import TASKS, describe
 from adapterhub.errors import NotSupported, StoreError
 from adapterhub.schema import data_dir
 
@@ -168,8 +169,6 @@ def _shipped(model_type: str) -> Architecture | None:
 
 @cache
 def _asked(model_type: str) -> Architecture:
-    from adapterhub._introspect import describe
-
     return parse(describe(model_type))
 
 
@@ -195,8 +194,6 @@ def parse(document: Mapping[str, Any]) -> Architecture:
 
 def _by_precedence(tasks: Mapping[str, str]) -> list[tuple[str, str]]:
     """A class that serves several tasks goes by the first of them: BART's is SEQ_2_SEQ_LM."""
-    from adapterhub._introspect import TASKS
-
     order = list(TASKS)
     return sorted(tasks.items(), key=lambda item: order.index(item[0]))
 
@@ -240,9 +237,10 @@ def _modules(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, ModuleKind]:
 
 def _patterns(path: str) -> Iterator[str]:
     """The patterns that may describe `path`, the most literal first; none for a hostile one."""
+    if len(path) > _MAX_NAME_CHARS or "*" in path:
+        return
     parts = path.split(".")
-    numbers = sum(bool(_NUMBER.fullmatch(part)) for part in parts)
-    if len(path) > _MAX_NAME_CHARS or "*" in path or numbers > _MAX_NUMBERS:
+    if sum(bool(_NUMBER.fullmatch(part)) for part in parts) > _MAX_NUMBERS:
         return
     choices = [(part, "*") if _NUMBER.fullmatch(part) else (part,) for part in parts]
     yield from map(".".join, itertools.product(*choices))

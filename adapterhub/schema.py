@@ -85,10 +85,15 @@ def problems(document: object, schema_name: str) -> list[str]:
 
     After `MAX_PROBLEMS` sentences the last one says how many more there are.
     """
+    from referencing.exceptions import Unresolvable
+
     try:
         errors = list(_validator(schema_name).iter_errors(document))
     except RecursionError:
         return ["nested too deeply to be checked"]
+    except Unresolvable as error:
+        message = f"the schema {schema_name} refers to {error.ref}, which is not shipped"
+        raise StoreError(message, remedy=_REINSTALL) from error
     errors.sort(key=_positions(document))
     found = list(dict.fromkeys(line for error in errors for line in _sentences(error)))
     if len(found) > MAX_PROBLEMS:
@@ -157,8 +162,8 @@ def _sentences(error: ValidationError) -> Iterator[str]:
         yield from (_at([*path, key], "unknown field") for key in _unknown(error))
     elif keyword in ("anyOf", "oneOf"):
         yield from _alternatives(error)
-    elif keyword is None:  # the schema `false`
-        yield _at(path, "not allowed here")
+    elif keyword is None:  # the schema `false`, for which jsonschema keeps no path
+        yield _at(path, f"got {_show(error.instance)}, which is not allowed")
     else:
         yield _at(path, f"got {_show(error.instance)}, expected {_expected(error)}")
 
