@@ -20,8 +20,11 @@ from typing import NamedTuple
 
 from adapterhub import digest
 from adapterhub.tensorfile.reading import fill, open_regular
-from adapterhub.tensorfile.tensors import PIECE_BYTES, FileTensor
+from adapterhub.tensorfile.tensors import FileTensor
 
+# Small enough to stay in cache, large enough that threads seldom meet at the interpreter's lock:
+# below 512 KiB the meeting costs more than the cache saves.
+_READ_BYTES = 1024 * 1024
 _JOB_CHUNKS = 2048
 
 
@@ -74,7 +77,7 @@ class _Job:
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(PIECE_BYTES))
+        self.buffer = memoryview(bytearray(_READ_BYTES))
 
 
 _scratch = _Scratch()
@@ -83,7 +86,7 @@ _scratch = _Scratch()
 def _jobs(tensors: Mapping[str, FileTensor], threads: int) -> Iterator[_Job]:
     """All chunks, about 4 MiB at a time; less where that would leave threads without work."""
     total = sum(tensor.nbytes for tensor in tensors.values())
-    target = max(PIECE_BYTES, min(digest.CHUNK_BYTES, total // (4 * threads)))
+    target = max(_READ_BYTES, min(digest.CHUNK_BYTES, total // (4 * threads)))
     chunks: list[_Chunk] = []
     path, size = Path(), 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].path, item[1].offset)):
@@ -121,12 +124,12 @@ def _hash_job(job: _Job) -> list[bytes]:
     found = []
     with open_regular(job.path) as fd:
         for _, offset, length in job.chunks:
-            if length > PIECE_BYTES:
+            if length > _READ_BYTES:
                 found.append(_hash_large(fd, offset, length, job.path))
                 start = stop = 0
                 continue
             if offset < start or offset + length > stop:
-                start, stop = offset, min(offset + PIECE_BYTES, end)
+                start, stop = offset, min(offset + _READ_BYTES, end)
                 fill(fd, buffer[: stop - start], start, job.path)
             piece = buffer[offset - start : offset - start + length]
             found.append(hashlib.sha256(piece).digest())
@@ -136,8 +139,8 @@ def _hash_job(job: _Job) -> list[bytes]:
 def _hash_large(fd: int, offset: int, length: int, path: Path) -> bytes:
     buffer = _scratch.buffer
     hasher = hashlib.sha256()
-    for done in range(0, length, PIECE_BYTES):
-        piece = buffer[: min(PIECE_BYTES, length - done)]
+    for done in range(0, length, _READ_BYTES):
+        piece = buffer[: min(_READ_BYTES, length - done)]
         fill(fd, piece, offset + done, path)
         hasher.update(piece)
     return hasher.digest()

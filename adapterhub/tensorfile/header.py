@@ -147,16 +147,15 @@ class _Parser:
             self._refuse(f"the key {shown(key)} stands twice in the header", place)
         self._names.add(key)
         self._skip_space()
-        what = METADATA if key == METADATA else f"tensor {shown(key)}"
         try:
             if key == METADATA:
                 self._metadata = _metadata(decode(self._metadata_source()))
             else:
                 self._entries.append(_entry(key, decode(self._entry_source())))
         except JSONDecodeError as error:
-            self._refuse(f"{what} is not JSON: {error.msg}", self._at + error.pos)
+            self._refuse(f"{_what(key)} is not JSON: {error.msg}", self._at + error.pos)
         except ValueError as error:
-            self._refuse(f"{what}: {error}", place)
+            self._refuse(f"{_what(key)}: {error}", place)
         self._at = self._end
 
     def _key(self) -> str:
@@ -208,6 +207,10 @@ class _Parser:
 # --- what the values claim --------------------------------------------------------------------
 
 
+def _what(key: str) -> str:
+    return METADATA if key == METADATA else f"tensor {shown(key)}"
+
+
 def _metadata(value: Mapping[str, Any]) -> dict[str, str]:
     for key, text in value.items():
         if not isinstance(text, str):
@@ -245,18 +248,16 @@ def _offsets(value: object) -> Sequence[int]:
 
 def _check_cover(path: Path, entries: Sequence[_Entry], data_start: int, size: int) -> None:
     """The tensors, in order, cover the data: no overlap, no hole, nothing before or after."""
-    covered, before = 0, "the header"
+    covered, before = 0, "__metadata__"
     for entry in entries:
-        where = data_start + entry.begin
         if entry.begin < covered:
             count = min(covered, entry.end) - entry.begin
-            what = f"tensor {shown(entry.name)} overlaps {before} by {count} bytes"
-            raise refusal(path, what, where)
+            what = f"{_what(entry.name)} overlaps {_what(before)} by {count} bytes"
+            raise refusal(path, what, data_start + entry.begin)
         if entry.begin > covered:
-            count = entry.begin - covered
-            what = f"{count} bytes between {before} and tensor {shown(entry.name)} belong to none"
+            what = f"{entry.begin - covered} bytes before {_what(entry.name)} belong to no tensor"
             raise refusal(path, what, data_start + covered)
-        covered, before = entry.end, f"tensor {shown(entry.name)}"
+        covered, before = entry.end, entry.name
     missing = data_start + covered - size
     if missing > 0:
         what = f"is cut: {missing} of {data_start + covered} bytes are missing"
