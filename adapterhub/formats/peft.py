@@ -50,6 +50,7 @@ def read(path: Path, *, allow_pickle: bool) -> Reading:
     directory = path if path.is_dir() else path.parent
     config, problems = _read_config(directory)
     method = _method_name(config)
+    problems += _config_problems(directory, config, method)
     weights, weight_problems = _read_weights(directory, allow_pickle)
     problems += weight_problems
     labels, label_problems = _read_labels(directory)
@@ -61,7 +62,6 @@ def read(path: Path, *, allow_pickle: bool) -> Reading:
         if config and method is not None and method in METHODS:
             adapter = _adapter(method, config, modules, labels)
             problems += METHODS[method].implementation.problems(adapter)
-    problems += _config_problems(directory, config, method)
     front, card_problems = card.read(directory / "README.md")
     return Reading(
         path=directory,
