@@ -1,0 +1,198 @@
+"""The verbs of the library: each a short composition of the rooms.
+
+import adapterhub as ah
+
+reg = ah.open()
+reg.add("runs/ner", name="nli-graph", base="models/minilm")
+ah.merge("models/minilm", ["nli-graph"], out="merged")
+model = ah.load_model("nli-graph")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
+from adapterhub.merge import MergePlan, MergeReport, Options, Source, differences
+from adapterhub.merge import plan as plan_of
+from adapterhub.merge import run as run_plan
+from adapterhub.registry import Inspection, Loaded, Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int], None]
+AdapterSpec = str | Path | tuple[str | Path, float]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def open(
+    path: str | Path | None = None, *, on_note: Callable[[str], None] | None = None
+) -> Registry:
+    """The registry at `path`, by default $ADAPTERHUB_HOME or the user's data directory."""
+    return Registry(path, on_note=on_note)
+
+
+@contextmanager
+def _registry(registry: Registry | None) -> Iterator[Registry]:
+    if registry is not None:
+        yield registry
+        return
+    with Registry() as opened:
+        yield opened
+
+
+def inspect(
+    what: str | Path, *, allow_pickle: bool = False, registry: Registry | None = None
+) -> Inspection:
+    """What is this path or ref? Format, method, rank, targets, base, and problems."""
+    with _registry(registry) as reg:
+        return reg.inspect(what, allow_pickle=allow_pickle)
+
+
+def plan_merge(
+    base: str | Path,
+    adapters: Sequence[AdapterSpec],
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    force_base: bool = False,
+    allow_pickle: bool = False,
+    registry: Registry | None = None,
+) -> MergePlan:
+    """What `merge` would do, without reading a weight. Arguments and errors as there."""
+    options = Options(
+        dtype=dtype,
+        max_shard_bytes=parse_size(max_shard_size),
+        force_base=force_base,
+    )
+    with _registry(registry) as reg:
+        sources = [_source(reg, spec, allow_pickle) for spec in adapters]
+        return plan_of(reg.base.resolve(base), sources, options)
+
+
+def merge(
+    base: str | Path,
+    adapters: Sequence[AdapterSpec],
+    *,
+    out: str | Path,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    force_base: bool = False,
+    allow_pickle: bool = False,
+    registry: Registry | None = None,
+    on_plan: Callable[[MergePlan], tuple[Progress, Progress]] | None = None,
+) -> MergeReport:
+    """Base + adapters → a checkpoint in the directory `out`, which must not exist or be empty.
+
+    `base`: a registered base, a directory, or a Hub id in the Hugging Face cache. `adapters`: refs
+    or paths, or pairs of one and its weight. `dtype`: float32, float16, bfloat16. `max_shard_size`:
+    bytes, or a text such as "5GB"; None keeps the base's own files. `on_plan` is given the plan
+    before anything is written, and returns two functions that are told of bytes hashed and written.
+
+    Raises BaseMismatch, NotMergeable, OutputError and others, all before `out` exists.
+    """
+    with _registry(registry) as reg:
+        plan = plan_merge(
+            base,
+            adapters,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            force_base=force_base,
+            allow_pickle=allow_pickle,
+            registry=reg,
+        )
+        hashing, writing = on_plan(plan) if on_plan else (None, None)
+        return run_plan(plan, Path(out), cache=reg.cache, hashing=hashing, writing=writing)
+
+
+def _source(registry: Registry, spec: AdapterSpec, allow_pickle: bool) -> Source:
+    text, weight = spec if isinstance(spec, tuple) else (spec, 1.0)
+    loaded = registry.load(text, allow_pickle=allow_pickle)
+    manifest = loaded.manifest or {}
+    return Source(
+        name=loaded.name,
+        adapter=loaded.adapter,
+        weight=float(weight),
+        digest=loaded.digest,
+        adapter_root=manifest.get("adapter_root"),
+        base_weights_root=manifest.get("base", {}).get("weights_root"),
+    )
+
+
+def verify_directory(directory: str | Path, progress: Progress | None = None) -> list[str]:
+    """In what a merged directory differs from its own adapterhub.json; empty if in nothing."""
+    return differences(Path(directory), progress)
+
+
+def load_model(
+    ref: str | Path,
+    *,
+    base: str | Path | None = None,
+    force_base: bool = False,
+    allow_pickle: bool = False,
+    registry: Registry | None = None,
+) -> PreTrainedModel:
+    """A transformers model of the adapter's task, with the adapter in its weights.
+
+    The base is the one recorded with the version, found among the registered ones; `base` (a BASE)
+    names another place. Raises NotFound if the base is not at hand, BaseMismatch if it is another.
+    """
+    with _registry(registry) as reg:
+        loaded = reg.load(ref, allow_pickle=allow_pickle)
+        recorded = (loaded.manifest or {}).get("base", {}).get("weights_root")
+        found = reg.base.resolve(base) if base else reg.base.find(recorded, _base_name(loaded))
+        if found is None:
+            raise NotFound(
+                f"the base of {loaded.name} is not at hand: "
+                f"{_base_name(loaded) or 'no name is recorded'}",
+                remedy="give base=DIR, or register it: adapterhub base add DIR",
+            )
+        if recorded and not force_base and found.weights_root(reg.cache) != recorded:
+            raise BaseMismatch(
+                f"{found.path} is not the base recorded with {loaded.name}",
+                remedy="give the recorded base, or force_base=True to use this one",
+            )
+    from adapterhub import runtime
+
+    return runtime.load(found, loaded.adapter)
+
+
+def _base_name(loaded: Loaded) -> str | None:
+    return loaded.adapter.base.name
+
+
+def parse_size(text: int | str | None) -> int | None:
+    """Bytes from a number or a text such as "5GB" (10⁹) or "512MiB" (2²⁰). Raises InvalidOption."""
+    if text is None or isinstance(text, int):
+        return text
+    digits = text.strip().rstrip("BKMGTIbkmgti ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    try:
+        value = int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        value = 0
+    if value < 1:
+        raise InvalidOption(f"{text!r} is not a size", remedy="for example 5GB or 512MiB")
+    return value
+
+
+__all__ = [
+    "AdapterHubError",
+    "Inspection",
+    "MergePlan",
+    "MergeReport",
+    "Registry",
+    "inspect",
+    "load_model",
+    "merge",
+    "open",
+    "parse_size",
+    "plan_merge",
+    "verify_directory",
+]
