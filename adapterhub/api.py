@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
 from adapterhub.merge import MergePlan, MergeReport, Options, Source, differences
@@ -167,6 +167,32 @@ def _base_name(loaded: Loaded) -> str | None:
     return loaded.adapter.base.name
 
 
+def environment() -> dict[str, Any]:
+    """Versions, places and limits; imports nothing heavy."""
+    import platform
+    from importlib import metadata
+
+    from adapterhub import __version__, kernels
+    from adapterhub.store import Store
+    from adapterhub.tensorfile import usable_cores
+
+    packages = ("torch", "transformers", "peft", "safetensors", "huggingface-hub", "numpy")
+    found: dict[str, Any] = {
+        "adapterhub": __version__,
+        "home": str(Store.default_home()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": usable_cores(),
+        "kernel": kernels.name,
+    }
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
 def parse_size(text: int | str | None) -> int | None:
     """Bytes from a number or a text such as "5GB" (10⁹) or "512MiB" (2²⁰). Raises InvalidOption."""
     if text is None or isinstance(text, int):
@@ -188,6 +214,7 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "Registry",
+    "environment",
     "inspect",
     "load_model",
     "merge",

@@ -1,0 +1,117 @@
+"""merge."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.adapters import open_registry
+from adapterhub.cli.output import json_option, progress, size
+from adapterhub.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from adapterhub.merge import MergePlan, MergeReport
+
+_WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@click.command()
+@click.argument("base", metavar="BASE")
+@click.argument("adapters", metavar="ADAPTER[=WEIGHT]...", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), help="A new directory for the result.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]))
+@click.option("--max-shard-size", help="5GB, 512MiB …; by default the base's own files.")
+@click.option("--force-base", is_flag=True, help="Merge even if another base was recorded.")
+@click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@json_option
+def merge(
+    base: str,
+    adapters: tuple[str, ...],
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Fold adapters into the weights of a BASE and write a checkpoint."""
+    from adapterhub import api
+
+    specs = [split_weight(text) for text in adapters]
+    with open_registry() as registry, ExitStack() as bars:
+        if dry_run:
+            _print_plan(api.plan_merge(base, specs, registry=registry, **options), as_json)
+            return
+        if out is None:
+            raise InvalidOption("merge needs --out DIR", remedy="or --dry-run to see the plan")
+
+        def on_plan(plan: MergePlan) -> tuple[output.Progress, output.Progress]:
+            total = sum(tensor.nbytes for tensor in plan.base.tensors.values())
+            hashing = bars.enter_context(progress("hashing the base", total))
+            return hashing, bars.enter_context(progress("merging", plan.write_bytes))
+
+        report = api.merge(base, specs, out=out, registry=registry, on_plan=on_plan, **options)
+    if as_json:
+        output.print_json(report.to_dict())
+    else:
+        _print_report(report)
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """`a=0.7` → ("a", 0.7): at the last `=`, if a number follows."""
+    name, equals, weight = text.rpartition("=")
+    if equals and name and _WEIGHT.fullmatch(weight):
+        return name, float(weight)
+    return text, 1.0
+
+
+def _print_plan(plan: MergePlan, as_json: bool) -> None:
+    counts: dict[str, int] = {}
+    for work in plan.works.values():
+        counts[work.action] = counts.get(work.action, 0) + 1
+    facts = {
+        "base": str(plan.base.path),
+        "adapters": [f"{s.name} × {s.weight:g}" for s in plan.sources],
+        "makes a": plan.model_class,
+        "tensors": counts,
+        "left out": plan.left_out,
+        "reads": size(plan.read_bytes),
+        "writes": size(plan.write_bytes),
+        "files": [*(shard.filename for shard in plan.shards), *plan.companions, "config.json"],
+    }
+    fates = [(plan.sources[f.source].name, f.tensor, f.fate) for f in plan.fates]
+    if as_json:
+        names = ("adapter", "tensor", "fate")
+        output.print_json(
+            facts
+            | {"read_bytes": plan.read_bytes, "write_bytes": plan.write_bytes}
+            | {"fates": [dict(zip(names, fate, strict=True)) for fate in fates]}
+        )
+        return
+    output.print_facts(facts, title="plan (nothing is written)")
+    output.print_table(("adapter", "tensor", "becomes"), fates)
+
+
+def _print_report(report: MergeReport) -> None:
+    rate = report.bytes_written / max(report.seconds, 1e-9)
+    click.secho(f"merged into {report.out}", bold=True)
+    output.print_facts(
+        {
+            "makes a": report.model_class,
+            "tensors": report.actions,
+            "left out": report.left_out,
+            "weights root": report.weights_root,
+            "base": "verified" if report.verified else "unverified: no weights_root was recorded",
+            "kernel": report.kernel,
+            "wrote": f"{size(report.bytes_written)} in {report.seconds:.1f} s "
+            f"({size(int(rate))}/s)",
+            "notes": report.notes,
+        }
+    )
+
+
+COMMANDS = (merge,)

@@ -1,0 +1,225 @@
+"""Printing: tables for people, JSON for programs, progress and errors to stderr.
+
+What strangers wrote (names, cards, keys) is printed without its control characters, so that no
+adapter can write to the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from adapterhub.errors import AdapterHubError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA = 1
+F = TypeVar("F", bound=Callable[..., Any])
+Progress = Callable[[int], None]
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(
+        function
+    )
+
+
+def quiet_option(function: F) -> F:
+    return click.option("-q", "--quiet", is_flag=True, help="Print ids only, one a line.")(function)
+
+
+def note(text: str) -> None:
+    click.echo(f"note: {clean(text)}", err=True)
+
+
+def clean(text: str) -> str:
+    """Without control characters; new lines and tabs become spaces."""
+    return "".join(" " if c in "\n\t\r" else c for c in text if c.isprintable() or c in "\n\t\r")
+
+
+# --- JSON -------------------------------------------------------------------------------------
+
+
+def print_json(result: Any, *, key: str = "result") -> None:
+    """`{"schema": 1, "command": …, "result": …}`; for errors the last key is `error`."""
+    context = click.get_current_context(silent=True)
+    command = context.command_path.partition(" ")[2] if context else ""
+    document = {"schema": SCHEMA, "command": command, key: result}
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (tuple, set, frozenset)):
+        return list(value)
+    return str(value)
+
+
+def print_error(error: AdapterHubError) -> None:
+    """One line, its details and the remedy, to stderr; with `--json` a document to stdout."""
+    if "--json" in sys.argv:
+        print_json(
+            {
+                "code": error.code,
+                "message": error.message,
+                "details": list(error.details),
+                "remedy": error.remedy,
+            },
+            key="error",
+        )
+        return
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(clean(error.message), err=True)
+    for detail in error.details:
+        click.echo(f"  - {clean(detail)}", err=True)
+    if error.remedy:
+        click.secho("  → ", fg="green", nl=False, err=True)
+        click.echo(clean(error.remedy), err=True)
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Away from a terminal nothing is cut to its width.
+    return Console(width=None if sys.stdout.isatty() else 240, highlight=False, soft_wrap=False)
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()
+) -> None:
+    """A table with a header; the columns in `right` are right-aligned."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell(value)) for value in row))
+    _console().print(table)
+
+
+def print_facts(facts: Mapping[str, Any], *, title: str = "") -> None:
+    """Two columns, name and value; empty values are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if title:
+        click.secho(clean(title), bold=True)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value not in (None, "", (), [], {}):
+            table.add_row(name, Text(cell(value)))
+    _console().print(table)
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(cell(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {cell(item)}" for key, item in value.items())
+    return clean(str(value))
+
+
+def size(nbytes: int | None) -> str:
+    """`1.2 MB`, in powers of ten."""
+    if nbytes is None:
+        return "–"
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def short(digest: str | None) -> str:
+    """`sha256:` and the first 12 digits: enough to type, and unique in practice."""
+    return digest[:19] if digest else "–"
+
+
+def when(stamp: str | None) -> str:
+    """`2026-11-21 14:03` of an ISO time in UTC."""
+    return stamp[:16].replace("T", " ") if stamp else "–"
+
+
+# --- progress ---------------------------------------------------------------------------------
+
+
+class Bar:
+    """A progress bar on stderr that shows itself only once the work has taken a second."""
+
+    DELAY_SECONDS = 1.0
+
+    def __init__(self, title: str, total: int | None, *, unit_bytes: bool) -> None:
+        self.title, self.total, self.unit_bytes = title, total, unit_bytes
+        self._started = time.monotonic()
+        self._done = 0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def advance(self, amount: int) -> None:
+        self._done += amount
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif sys.stderr.isatty() and time.monotonic() - self._started > self.DELAY_SECONDS:
+            self._show()
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        counts = (
+            [DownloadColumn(), TransferSpeedColumn()] if self.unit_bytes else [MofNCompleteColumn()]
+        )
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *counts,
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task(self.title, total=self.total, completed=self._done)
+        self._bar.start()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def progress(
+    title: str, total: int | None = None, *, unit_bytes: bool = True
+) -> Iterator[Progress]:
+    """A function to be told of bytes (or things) done."""
+    bar = Bar(title, total, unit_bytes=unit_bytes)
+    try:
+        yield bar.advance
+    finally:
+        bar.close()

@@ -1,0 +1,43 @@
+"""methods, formats: what is supported, from the code's own tables."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.output import json_option
+
+
+@click.command()
+@json_option
+def methods(as_json: bool) -> None:
+    """The methods that this version knows."""
+    from adapterhub.methods import TABLE
+
+    rows = list(TABLE.values())
+    if as_json:
+        output.print_json([asdict(row) for row in rows])
+        return
+    columns = ("method", "PEFT type", "title", "paper", "schema")
+    table = [(row.name, row.peft_type, row.title, row.paper, row.schema) for row in rows]
+    output.print_table(columns, table)
+
+
+@click.command()
+@json_option
+def formats(as_json: bool) -> None:
+    """The formats that this version reads and writes."""
+    from adapterhub.formats import TABLE
+
+    rows = list(TABLE.values())
+    if as_json:
+        output.print_json([asdict(row) for row in rows])
+        return
+    output.print_table(
+        ("format", "title", "files"), [(row.name, row.title, row.files) for row in rows]
+    )
+
+
+COMMANDS = (methods, formats)
