@@ -1,8 +1,8 @@
 """D of many tensors (see `adapterhub.digest`), on all cores.
 
-The unit of work is the chunk of 4 MiB, not the tensor, so that one tensor that is half the file
+The unit of work is a few chunks of 4 MiB, not a tensor, so that one tensor that is half the file
 keeps every core busy too. Chunks that are smaller are read many at a time. Each thread reads into
-one small buffer that stays in its core's cache between the read and the hash; both release the
+one buffer that stays in its core's cache between the read and the hash; both release the
 interpreter's lock.
 """
 
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapterhub import digest
-from adapterhub.tensorfile.reading import fill, open_regular
+from adapterhub.tensorfile.reading import buffer, fill, open_regular
 from adapterhub.tensorfile.tensors import FileTensor
 
-# Small enough to stay in cache, large enough that threads seldom meet at the interpreter's lock:
-# below 512 KiB the meeting costs more than the cache saves.
+# Small enough to stay in cache, large enough that threads seldom meet at the interpreter's lock.
 _READ_BYTES = 1024 * 1024
+# What a job costs by itself disappears beside the time it takes to hash so much.
+_JOB_BYTES = 16 * 1024 * 1024
 _JOB_CHUNKS = 2048
 
 
@@ -77,16 +78,16 @@ class _Job:
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(_READ_BYTES))
+        self.buffer = buffer(_READ_BYTES).data
 
 
 _scratch = _Scratch()
 
 
 def _jobs(tensors: Mapping[str, FileTensor], threads: int) -> Iterator[_Job]:
-    """All chunks, about 4 MiB at a time; less where that would leave threads without work."""
+    """All chunks, up to 16 MiB at a time; less where that would leave threads without work."""
     total = sum(tensor.nbytes for tensor in tensors.values())
-    target = max(_READ_BYTES, min(digest.CHUNK_BYTES, total // (4 * threads)))
+    target = max(_READ_BYTES, min(_JOB_BYTES, total // (8 * threads)))
     chunks: list[_Chunk] = []
     path, size = Path(), 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].path, item[1].offset)):
@@ -118,7 +119,7 @@ def _in_order(
 
 def _hash_job(job: _Job) -> list[bytes]:
     """sha256 of each chunk; small ones are cut from the buffer, as many as it holds."""
-    buffer = _scratch.buffer
+    scratch = _scratch.buffer
     end = job.chunks[-1].offset + job.chunks[-1].length
     start = stop = 0
     found = []
@@ -130,17 +131,17 @@ def _hash_job(job: _Job) -> list[bytes]:
                 continue
             if offset < start or offset + length > stop:
                 start, stop = offset, min(offset + _READ_BYTES, end)
-                fill(fd, buffer[: stop - start], start, job.path)
-            piece = buffer[offset - start : offset - start + length]
+                fill(fd, scratch[: stop - start], start, job.path)
+            piece = scratch[offset - start : offset - start + length]
             found.append(hashlib.sha256(piece).digest())
     return found
 
 
 def _hash_large(fd: int, offset: int, length: int, path: Path) -> bytes:
-    buffer = _scratch.buffer
+    scratch = _scratch.buffer
     hasher = hashlib.sha256()
     for done in range(0, length, _READ_BYTES):
-        piece = buffer[: min(_READ_BYTES, length - done)]
+        piece = scratch[: min(_READ_BYTES, length - done)]
         fill(fd, piece, offset + done, path)
         hasher.update(piece)
     return hasher.digest()

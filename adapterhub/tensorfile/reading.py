@@ -11,6 +11,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from adapterhub.errors import InvalidTensorFile, NotFound
 
@@ -48,6 +51,17 @@ def open_regular(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def buffer(nbytes: int) -> np.ndarray[tuple[int], np.dtype[Any]]:
+    """`nbytes` uninitialised bytes (uint8) at an address that 64 divides.
+
+    Large blocks of malloc begin 16 bytes past a page. To there the kernel copies a file so much
+    slower (measured on an AMD EPYC) that reading and hashing takes 1.6 times as long.
+    """
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
 
 
 def fill(fd: int, target: memoryview, offset: int, path: Path) -> None:

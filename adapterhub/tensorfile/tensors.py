@@ -11,7 +11,7 @@ import numpy as np
 
 from adapterhub.errors import InvalidOption, NotSupported
 from adapterhub.tensorfile.dtypes import DTYPES, spelling
-from adapterhub.tensorfile.reading import fill, open_regular, refusal
+from adapterhub.tensorfile.reading import buffer, fill, open_regular, refusal
 
 # Fits the second-level cache of current processors, so that who hashes or converts a piece
 # finds it there.
@@ -64,7 +64,7 @@ class FileTensor:
                 f"less than a byte each",
                 remedy="use the tensor's raw bytes, or a checkpoint in another dtype",
             )
-        raw = np.empty(self.nbytes, np.uint8)
+        raw = buffer(self.nbytes)
         with open_regular(self.path) as fd:
             fill(fd, raw.data, self.offset, self.path)
         if self.dtype == "BOOL" and raw.size and raw.max() > 1:
@@ -76,7 +76,7 @@ class FileTensor:
         """See `Tensor`. Each piece is memory of its own. Raises what `read` raises."""
         with open_regular(self.path) as fd:
             for start in range(0, self.nbytes, size):
-                piece = memoryview(bytearray(min(size, self.nbytes - start)))
+                piece = buffer(min(size, self.nbytes - start)).data
                 fill(fd, piece, self.offset + start, self.path)
                 yield piece
 
