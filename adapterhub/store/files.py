@@ -19,7 +19,8 @@ from pathlib import Path
 from adapterhub.errors import AdapterHubError, OutputError, StoreError
 
 HOOK: Callable[[str, Path], None] | None = None
-"""Called before each write, fsync, rename, unlink, truncate, mkdir and utime: (kind, path)."""
+"""Called before each write, fsync, rename, unlink, truncate, mkdir, utime and change of the index:
+(kind, path)."""
 
 LOCK_SECONDS = 120.0
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -27,7 +28,7 @@ _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 _write = os.write
 
 
-def _announce(kind: str, path: Path) -> None:
+def announce(kind: str, path: Path) -> None:
     if HOOK is not None:
         HOOK(kind, path)
 
@@ -62,7 +63,7 @@ def named_errors(home: Path) -> Iterator[None]:
 
 
 def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
-    _announce("write", path)
+    announce("write", path)
     rest = memoryview(data)
     try:
         while len(rest):
@@ -73,7 +74,7 @@ def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
 
 
 def fsync_file(fd: int, path: Path) -> None:
-    _announce("fsync", path)
+    announce("fsync", path)
     os.fsync(fd)
 
 
@@ -90,29 +91,29 @@ def fsync_path(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    _announce("rename", target)
+    announce("rename", target)
     source.rename(target)
 
 
 def unlink(path: Path) -> None:
-    _announce("unlink", path)
+    announce("unlink", path)
     path.unlink(missing_ok=True)
 
 
 def truncate(fd: int, length: int, path: Path) -> None:
-    _announce("truncate", path)
+    announce("truncate", path)
     os.ftruncate(fd, length)
 
 
 def mkdir(path: Path) -> None:
     if not path.is_dir():
-        _announce("mkdir", path)
+        announce("mkdir", path)
         path.mkdir(parents=True, exist_ok=True)
 
 
 def touch(path: Path) -> None:
     """Makes a file young again, so that `gc` leaves it alone."""
-    _announce("utime", path)
+    announce("utime", path)
     os.utime(path)
 
 

@@ -47,11 +47,14 @@ class Index:
         self._note = note
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
+        self._guards: list[sqlite3.Connection] = []
 
     def close(self) -> None:
-        while self._all:
-            with contextlib.suppress(sqlite3.Error):
-                self._all.pop().close()
+        """Closes every thread's connection, and the guards after them."""
+        for group in (self._all, self._guards):
+            while group:
+                with contextlib.suppress(sqlite3.Error):
+                    group.pop().close()
         self._local = threading.local()
 
     def connection(self) -> sqlite3.Connection:
@@ -69,7 +72,22 @@ class Index:
                 connection = self._open() or self._make_again()
         self._local.known = (os.getpid(), self._inode(), connection)
         self._all.append(connection)
+        self._guards.append(self._guard())
         return connection
+
+    def _guard(self) -> sqlite3.Connection:
+        """A reader that is closed last. Being unable to write, it does not check the WAL in.
+
+        Else each process that adds one adapter would pay for that with four fsyncs; and one with
+        an index.db that was set aside would delete, by its name, the WAL of the new one.
+        """
+        uri = f"{self._home.index.as_uri()}?mode=ro"
+        try:
+            guard = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            guard.execute("SELECT key FROM meta LIMIT 1").fetchone()
+        except sqlite3.Error as error:
+            raise failure(error, self._home) from error
+        return guard
 
     def replace(self) -> None:
         """Makes index.db again, after a question found it damaged."""
@@ -126,10 +144,6 @@ class Index:
         try:
             connection = self._connect()
             with transaction(connection):
-                for migrate in MIGRATIONS:
-                    migrate(connection)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
                 self._fill(connection)
         except sqlite3.Error as error:
             raise failure(error, self._home) from error
@@ -152,6 +166,7 @@ class Index:
 
     def update(self, log: refs.Log) -> None:
         """Makes the rows of one name say what its log says. Raises sqlite3.Error."""
+        files.announce("index", self._home.index)
         connection = self.connection()
         with transaction(connection):
             self._put(connection, log)
@@ -187,8 +202,12 @@ class Index:
             raise failure(error, self._home) from error
 
     def _fill(self, connection: sqlite3.Connection) -> int:
-        for table in ("names", "versions", "tags", "topics", "logs", "fts"):
-            connection.execute(f"DELETE FROM {table}")
+        for table in ("names", "versions", "tags", "topics", "logs", "meta", "fts"):
+            connection.execute(f"DROP TABLE IF EXISTS {table}")
+        for migrate in MIGRATIONS:
+            migrate(connection)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         count = 0
         for name in sorted(refs.iterate(self._home.refs)):
             try:
@@ -219,34 +238,38 @@ class Index:
         return state.live
 
     def _put_live(self, connection: sqlite3.Connection, state: refs.State, key: int | None) -> None:
-        row, topics = _name_row(state, self._facts(state.latest))
+        found = self._facts(state.latest)
+        row, topics = _name_row(state, found)
         if key is None:
             key = _insert(connection, "names", row)
         else:
             sets = ", ".join(f"{column} = ?" for column in row)
             connection.execute(f"UPDATE names SET {sets} WHERE id = ?", (*row.values(), key))
-        self._put_versions(connection, state, key)
+        self._put_versions(connection, state, key, {state.latest: found})
         tags = [(key, tag, digest) for tag, digest in state.tags.items()]
         connection.executemany("INSERT INTO tags VALUES (?, ?, ?)", tags)
         connection.executemany("INSERT INTO topics VALUES (?, ?)", [(key, t) for t in topics])
-        (labels,) = connection.execute(
-            "SELECT labels FROM versions WHERE id = ? AND digest = ?", (key, state.latest)
-        ).fetchone()
-        words = " ".join(json.loads(labels))
-        base, task, method = row["base_name"], row["task"], row["method"]
+        labels = " ".join(json.loads(found["labels"]))
+        text = [row["name"], row["description"], " ".join(topics), row["base_name"], labels]
         connection.execute(
             "INSERT INTO fts(rowid, name, description, topics, base, labels, task, method)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, row["name"], row["description"], " ".join(topics), base, words, task, method),
+            (key, *text, row["task"], row["method"]),
         )
 
-    def _put_versions(self, connection: sqlite3.Connection, state: refs.State, key: int) -> None:
+    def _put_versions(
+        self,
+        connection: sqlite3.Connection,
+        state: refs.State,
+        key: int,
+        found: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         known = connection.execute("SELECT digest FROM versions WHERE id = ?", (key,)).fetchall()
         gone = [(key, digest) for (digest,) in known if digest not in state.versions]
         connection.executemany("DELETE FROM versions WHERE id = ? AND digest = ?", gone)
         for digest in state.versions.keys() - {digest for (digest,) in known}:
             row = {"id": key, "digest": digest, "added": state.versions[digest]}
-            _insert(connection, "versions", row | self._facts(digest))
+            _insert(connection, "versions", {**row, **(found.get(digest) or self._facts(digest))})
 
     def _facts(self, digest: str) -> dict[str, Any]:
         try:

@@ -14,7 +14,7 @@ from adapterhub.store.names import LATEST
 
 ORDERS = ("updated", "name")
 RANKED = 2000
-"""Search ranks the newest so many matches; a word that more adapters share ranks nothing."""
+"""More matches than this are not ranked by bm25: words that common do not tell adapters apart."""
 MAX_LIMIT = 10_000
 _TERMS = 16
 _TERM_CHARACTERS = 64
@@ -187,24 +187,44 @@ def count(connection: sqlite3.Connection, filters: Filters) -> int:
 def search(
     connection: sqlite3.Connection, text: str, filters: Filters, limit: int
 ) -> tuple[Row, ...]:
-    """Rows that contain every word of `text`, best (bm25) first; the exact name before all."""
+    """Rows that contain every word of `text`, best first; the exact name before all.
+
+    Best by bm25, with the name counting most; newest first where more than `RANKED` match.
+    """
     _check_page("name", limit, 0)
     expression = match_expression(" ".join((text, filters.text or "")))
     if expression is None:
         return ()
     where = conditions(connection, filters)
-    inner = ""
-    if where:
-        inner = f" AND +fts.rowid IN (SELECT names.id FROM names{_where(where)})"
-    sql = (
-        f"SELECT rowid, bm25(fts, {_WEIGHTS}) AS score FROM fts WHERE fts MATCH ?{inner}"
-        f" ORDER BY rowid DESC LIMIT {RANKED}"
-    )
-    found = connection.execute(sql, (expression, *_values(where))).fetchall()
-    ranked = [key for key, _ in sorted(found, key=lambda row: (row[1], -row[0]))]
+    ranked = _ranked(connection, expression, where)
+    if ranked is None:
+        ranked = _newest(connection, expression, where, limit)
     exact = _exact(connection, text.strip(), where)
     best = exact + [key for key in ranked if key not in exact]
     return rows(connection, best[:limit], "name")
+
+
+def _ranked(
+    connection: sqlite3.Connection, expression: str, where: list[Condition]
+) -> list[int] | None:
+    """Ids of the matches, best first; None where there are too many to rank."""
+    some = f"SELECT rowid FROM fts WHERE fts MATCH ? LIMIT {RANKED + 1}"
+    if len(connection.execute(some, (expression,)).fetchall()) > RANKED:
+        return None
+    sql = (
+        f"SELECT names.id FROM fts CROSS JOIN names ON names.id = fts.rowid"
+        f"{_where([Condition('fts MATCH ?', (expression,)), *where])}"
+        f" ORDER BY bm25(fts, {_WEIGHTS}), names.id DESC"
+    )
+    return [row[0] for row in connection.execute(sql, (expression, *_values(where)))]
+
+
+def _newest(
+    connection: sqlite3.Connection, expression: str, where: list[Condition], limit: int
+) -> list[int]:
+    inner = f" AND +rowid IN (SELECT names.id FROM names{_where(where)})" if where else ""
+    sql = f"SELECT rowid FROM fts WHERE fts MATCH ?{inner} ORDER BY rowid DESC LIMIT ?"
+    return [row[0] for row in connection.execute(sql, (expression, *_values(where), limit))]
 
 
 def _exact(connection: sqlite3.Connection, name: str, where: list[Condition]) -> list[int]:
