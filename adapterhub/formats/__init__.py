@@ -59,15 +59,21 @@ def detect(path: Path) -> Format | None:
 
 def read(path: Path, *, allow_pickle: bool = False) -> Reading:
     """Read an adapter in whatever format it is. Raises NotFound or UnknownFormat."""
-    if not path.exists():
-        raise NotFound(f"{path} does not exist", remedy="check the path")
-    found = detect(path)
-    if found is None:
-        raise UnknownFormat(
-            f"{path} is not an adapter of a known format; seen: {_seen(path)}",
-            remedy="point at a directory with adapter_config.json and adapter_model.safetensors",
-        )
-    return found.implementation.read(path, allow_pickle=allow_pickle)
+    try:
+        if not path.exists():
+            raise NotFound(f"{path} does not exist", remedy="check the path")
+        found = detect(path)
+        if found is None:
+            raise UnknownFormat(
+                f"{path} is not an adapter of a known format; seen: {_seen(path)}",
+                remedy="point at a directory that holds an adapter: adapterhub formats",
+            )
+        return found.implementation.read(path, allow_pickle=allow_pickle)
+    except OSError as error:  # a name that is too long, a directory without permission
+        raise NotFound(
+            f"{str(path)[:200]} cannot be read: {error.strerror}",
+            remedy="check the path and its permissions",
+        ) from error
 
 
 def write(adapter: Adapter, directory: Path, *, to: str) -> None:
@@ -86,4 +92,4 @@ def _seen(path: Path) -> str:
     if not names:
         return "an empty directory"
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names[:8]) + more

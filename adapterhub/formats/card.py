@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from adapterhub.adapter import Problem
 
 LIMIT_BYTES = 1024 * 1024
 FRONT_LIMIT = 64 * 1024
+_FENCED = re.compile(r"---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Problem]]:
@@ -16,12 +18,16 @@ def read(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     unlicensed = Problem("no-licence", "no licence is stated", "adapterhub edit REF --licence ID")
     if not path.is_file():
         return {}, [unlicensed]
-    with path.open("rb") as file:
-        data = file.read(LIMIT_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            data = file.read(LIMIT_BYTES + 1)
+    except OSError as error:
+        return {}, [Problem("card", f"README.md cannot be read: {error.strerror}"), unlicensed]
     if len(data) > LIMIT_BYTES:
         return {}, [Problem("card", "README.md is larger than 1 MiB and is left aside"), unlicensed]
-    text = data.decode("utf-8", errors="replace")
-    front, problems = _front_matter(text)
+    text, problems = _decoded(data)
+    front, front_problems = _front_matter(text.replace("\r\n", "\n"))
+    problems += front_problems
     fields: dict[str, Any] = {"readme": text}
     licence = front.get("license")
     if isinstance(licence, str) and licence:
@@ -34,17 +40,28 @@ def read(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     return fields, problems
 
 
+def _decoded(data: bytes) -> tuple[str, list[Problem]]:
+    try:
+        return data.decode("utf-8-sig"), []
+    except UnicodeDecodeError as error:
+        text = f"README.md is not UTF-8 from byte {error.start} on; what is not is shown as \ufffd"
+        return data.decode("utf-8-sig", errors="replace"), [Problem("card", text)]
+
+
 def _words(value: Any) -> list[str]:
     values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     return [word for word in values if isinstance(word, str) and word]
 
 
 def _front_matter(text: str) -> tuple[dict[str, Any], list[Problem]]:
-    if not text.startswith("---\n"):
+    if not re.match(r"---[ \t]*\n", text):
         return {}, []
-    front, end, _ = text[4:].partition("\n---")
-    if not end or len(front) > FRONT_LIMIT:
+    found = _FENCED.match(text)
+    if found is None:
         return {}, [Problem("card", "the front matter of README.md has no end")]
+    front = found.group(1)
+    if len(front) > FRONT_LIMIT:
+        return {}, [Problem("card", "the front matter of README.md is larger than 64 KiB")]
     import yaml
 
     try:

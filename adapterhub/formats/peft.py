@@ -7,6 +7,8 @@ not in them. Source of names: peft/utils/save_and_load.py, read at 0.20.1 and ru
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,23 @@ from typing import Any
 from adapterhub import strictjson
 from adapterhub.adapter import REPLACE, Adapter, BaseClaim, Problem, Reading, SourceFile
 from adapterhub.base import TOKENIZER_FILES
-from adapterhub.errors import AdapterHubError, NotSupported, PickleRefused, SchemaError
+from adapterhub.errors import (
+    AdapterHubError,
+    NotSupported,
+    OutputError,
+    PickleRefused,
+    SchemaError,
+)
 from adapterhub.formats import card, pickles
 from adapterhub.formats.renamer import Renamer
 from adapterhub.methods import TABLE as METHODS
-from adapterhub.tensorfile import Tensor, read_header, write_file
+from adapterhub.tensorfile import Tensor, read_header, shown, write_file
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 METADATA = {"format": "pt"}
+WRAPPED = "wrapped:"
 
 KEYS = Renamer(
     (
@@ -33,11 +42,23 @@ KEYS = Renamer(
         ("base_model.model.{module}.lora_embedding_A", "lora_embedding_A"),
         ("base_model.model.{module}.lora_embedding_B", "lora_embedding_B"),
         ("base_model.model.{module}.lora_magnitude_vector", "lora_magnitude_vector"),
+        ("base_model.model.{module}.lora_diag", "lora_diag"),
         ("base_model.model.{module}.token_adapter.trainable_tokens_delta", "token_rows"),
-        ("base_model.model.{module}.base_layer.{name}", "wrapped:{name}"),
+        ("base_model.model.{module}.base_layer.{name}", WRAPPED + "{name}"),
         ("base_model.model.{module}.{name}", REPLACE + "{name}"),
     )
 )
+
+
+# Parts of names that the wrapper owns. Where one is left in a module path, the key is none that
+# PEFT writes (`lora_A.default.weight`), and no whole tensor of a base has such a name.
+_WRAPPERS = re.compile(
+    r"(^|\.)(modules_to_save|original_module|token_adapter|trainable_tokens_delta|"
+    r"(lora|ia3|hada|lokr|oft|boft|vera|randlora|adapter)_[^.]*)(\.|$)"
+)
+# `name` or `owner/name`; what the Hub takes as the id of a repository.
+_HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_RUN = re.compile(r"(^|/)checkpoint-\d+$")
 
 
 def recognises(path: Path) -> bool:
@@ -50,7 +71,8 @@ def read(path: Path, *, allow_pickle: bool) -> Reading:
     directory = path if path.is_dir() else path.parent
     config, problems = _read_config(directory)
     method = _method_name(config)
-    problems += _config_problems(directory, config, method)
+    if not problems:
+        problems += _config_problems(config, method)
     weights, weight_problems = _read_weights(directory, allow_pickle)
     problems += weight_problems
     labels, label_problems = _read_labels(directory)
@@ -59,7 +81,7 @@ def read(path: Path, *, allow_pickle: bool) -> Reading:
     if weights is not None:
         modules, key_problems = _modules(weights[1])
         problems += key_problems
-        if config and method is not None and method in METHODS:
+        if method is not None and method in METHODS:
             adapter = _adapter(method, config, modules, labels)
             problems += METHODS[method].implementation.problems(adapter)
     front, card_problems = card.read(directory / "README.md")
@@ -122,21 +144,18 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], list[Problem]]:
         return {}, [_fatal("config", error.message, error.remedy)]
 
 
-def _config_problems(
-    directory: Path, config: Mapping[str, Any], method: str | None
-) -> list[Problem]:
-    if not config:
-        return []
+def _config_problems(config: Mapping[str, Any], method: str | None) -> list[Problem]:
     if method is None:
         return [_fatal("no-method", f"{CONFIG} names no peft_type", "re-export with peft")]
     if method not in METHODS:
         known = ", ".join(sorted(row.peft_type for row in METHODS.values()))
-        text = f"peft_type {config['peft_type']!r} is not supported by this version"
+        text = f"peft_type {shown(config['peft_type'])} is not supported by this version"
         return [_fatal("method", text, f"supported: {known}")]
-    found = _base_problems(directory, config)
+    found = _base_problems(config)
     unknown = sorted(set(config) - METHODS[method].implementation.fields())
     if unknown:
-        text = f"{CONFIG} has fields that this version does not know: {', '.join(unknown[:10])}"
+        names = ", ".join(shown(name) for name in unknown[:10])
+        text = f"{CONFIG} has fields that this version does not know: {names}"
         found.append(Problem("unknown-fields", text, "they are kept; check that none matters"))
     if config.get("auto_mapping"):
         text = "auto_mapping names a class to import; it is kept as data and never imported"
@@ -144,12 +163,12 @@ def _config_problems(
     return found
 
 
-def _base_problems(directory: Path, config: Mapping[str, Any]) -> list[Problem]:
+def _base_problems(config: Mapping[str, Any]) -> list[Problem]:
     name = _string(config, "base_model_name_or_path")
     if name is None:
         return [Problem("no-base", f"{CONFIG} names no base model", "give --base when adding")]
     if looks_like_path(name):
-        text = f"the base is a path on somebody's machine: {name}"
+        text = f"the base is a path on somebody's machine: {shown(name)}"
         return [Problem("local-base", text, "give --base when adding")]
     if _string(config, "revision") is None:
         text = f"the base {name} is not pinned to a revision"
@@ -158,8 +177,11 @@ def _base_problems(directory: Path, config: Mapping[str, Any]) -> list[Problem]:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a base's name is a path rather than a Hub id (`name` or `owner/name`)."""
-    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or "\\" in name
+    """Whether a base's name is a path rather than a Hub id (`name` or `owner/name`).
+
+    `outputs/checkpoint-500` could be an id and never is one.
+    """
+    return _HUB_ID.fullmatch(name) is None or _RUN.search(name) is not None
 
 
 def _read_labels(directory: Path) -> tuple[tuple[str, ...], list[Problem]]:
@@ -179,9 +201,12 @@ def labels_of(model_config: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(id2label, dict):
         return ()
     expected = [str(i) for i in range(len(id2label))]
-    if sorted(id2label) != sorted(expected):
+    if set(id2label) != set(expected):
         raise SchemaError("id2label of config.json does not number its labels from 0")
-    return tuple(str(id2label[number]) for number in expected)
+    labels = tuple(id2label[number] for number in expected)
+    if not all(isinstance(label, str) for label in labels):
+        raise SchemaError("id2label of config.json holds labels that are no text")
+    return labels
 
 
 # --- weights ----------------------------------------------------------------------------------
@@ -216,19 +241,28 @@ def _modules(
     modules: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for name in sorted(tensors):
-        place = KEYS.read(name)
+        place = _place(name)
         if place is None:
-            unknown.append(name)
+            unknown.append(shown(name))
             continue
         module, role = place
-        role = role.replace("wrapped:", REPLACE)
         if role in modules.setdefault(module, {}):
-            unknown.append(f"{name} (stands twice, with and without base_layer)")
+            unknown.append(f"{shown(name)} (stands twice, with and without base_layer)")
         modules[module][role] = tensors[name]
     if not unknown:
         return modules, []
     text = f"{len(unknown)} tensors have names that PEFT does not write: {', '.join(unknown[:5])}"
     return modules, [_fatal("unknown-keys", text, "re-export with peft's save_pretrained")]
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """`(module, role)` of a tensor's name; None for a name that PEFT does not write."""
+    place = KEYS.read(name)
+    if place is None:
+        return None
+    module, role = place[0], place[1].replace(WRAPPED, REPLACE)
+    own = f"{module}.{role.removeprefix(REPLACE)}" if role.startswith(REPLACE) else module
+    return None if _WRAPPERS.search(own) else (module, role)
 
 
 def _files(directory: Path, weights: SourceFile | None) -> tuple[SourceFile, ...]:
@@ -247,22 +281,47 @@ def _files(directory: Path, weights: SourceFile | None) -> tuple[SourceFile, ...
 def write(adapter: Adapter, directory: Path) -> None:
     if adapter.method not in METHODS:
         raise NotSupported(f"PEFT has no spelling for the method {adapter.method!r}")
-    config = dict(adapter.config)
-    config["peft_type"] = METHODS[adapter.method].peft_type
-    config["base_model_name_or_path"] = adapter.base.name
-    config["revision"] = adapter.base.revision
-    config["task_type"] = adapter.task
+    said = {
+        "peft_type": METHODS[adapter.method].peft_type,
+        "base_model_name_or_path": adapter.base.name,
+        "revision": adapter.base.revision,
+        "task_type": adapter.task,
+    }
+    changed = {field: value for field, value in said.items() if _differs(adapter, field, value)}
     tensors = {key(adapter, module, role): t for module, role, t in adapter.tensors()}
     write_file(directory / WEIGHTS, dict(sorted(tensors.items())), METADATA)
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-    (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
+    # Keys are not sorted: the first pattern of rank_pattern that matches wins.
+    text = json.dumps({**adapter.config, **changed}, indent=2, ensure_ascii=False)
+    _write_text(directory / CONFIG, text + "\n")
+
+
+def _differs(adapter: Adapter, field: str, value: str | None) -> bool:
+    """Whether the config says otherwise; null, "" and no field at all say the same."""
+    return (adapter.config.get(field) or None) != value
+
+
+def _write_text(path: Path, text: str) -> None:
+    """The whole file or none of it. Raises OutputError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}",
+            remedy="free some space, or choose a directory that you may write to",
+        ) from error
 
 
 def key(adapter: Adapter, module: str, role: str) -> str:
     """The name on disk of a tensor. Raises NotSupported where PEFT has none."""
     wrapped = any(other.startswith("lora_") for other in adapter.modules[module])
-    spelled = role.replace(REPLACE, "wrapped:") if wrapped else role
+    spelled = role.replace(REPLACE, WRAPPED, 1) if wrapped else role
     name = KEYS.write(module, spelled)
-    if name is None:
+    if name is None or _place(name) != (module, role):
         raise NotSupported(f"PEFT has no spelling for {role} of {module}")
     return name

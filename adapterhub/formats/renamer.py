@@ -2,13 +2,16 @@
 
 A row pairs a key on disk with a module path and a role: `("{module}.lora_A.weight", "lora_A")`.
 `{module}` stands for a dotted path, `{name}` for one part without dots, which may also occur in
-the role. The first row that matches a key wins; writing uses the row of the role.
+the role. The first row that matches a key wins; writing uses the row of the role, and writes only
+what would be read back as the same.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+
+_PLACE = re.compile(r"\{module\}|\{name\}")
 
 
 class Renamer:
@@ -27,9 +30,15 @@ class Renamer:
         """The key on disk of `(module, role)`, or None if the format cannot say it."""
         for _, key, row_role in self._rows:
             if found := _compile(row_role).fullmatch(role):
-                name = found.groupdict().get("name", "")
-                return key.replace("{module}", module).replace("{name}", name)
+                name = _fill(key, module, found.groupdict().get("name", ""))
+                # A module path may look like the suffix of another row.
+                return name if self.read(name) == (module, role) else None
         return None
+
+
+def _fill(template: str, module: str, name: str) -> str:
+    parts = {"{module}": module, "{name}": name}
+    return _PLACE.sub(lambda place: parts[place.group()], template)
 
 
 def _compile(template: str) -> re.Pattern[str]:
