@@ -354,8 +354,9 @@ def diff(left: str, right: str, as_json: bool) -> None:
 
 
 def short_ref(version: str) -> str:
-    name, _, digest = version.partition("@")
-    return f"{name}@{short(digest)}"
+    """`name@sha256:` and 12 digits; a path stays as it is."""
+    name, at, digest = version.rpartition("@")
+    return f"{name}@{short(digest)}" if at and digest.startswith("sha256:") else version
 
 
 COMMANDS = (inspect, add, list_, search, show, path, export, diff)

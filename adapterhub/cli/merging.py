@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.adapters import open_registry
+from adapterhub.cli.adapters import open_registry, short_ref
 from adapterhub.cli.output import json_option, progress, size
 from adapterhub.errors import InvalidOption
 
@@ -75,7 +75,7 @@ def _print_plan(plan: MergePlan, as_json: bool) -> None:
         counts[work.action] = counts.get(work.action, 0) + 1
     facts = {
         "base": str(plan.base.path),
-        "adapters": [f"{s.name} × {s.weight:g}" for s in plan.sources],
+        "adapters": [f"{short_ref(s.name)} × {s.weight:g}" for s in plan.sources],
         "makes a": plan.model_class,
         "tensors": counts,
         "left out": plan.left_out,
@@ -83,17 +83,29 @@ def _print_plan(plan: MergePlan, as_json: bool) -> None:
         "writes": size(plan.write_bytes),
         "files": [*(shard.filename for shard in plan.shards), *plan.companions, "config.json"],
     }
-    fates = [(plan.sources[f.source].name, f.tensor, f.fate) for f in plan.fates]
     if as_json:
-        names = ("adapter", "tensor", "fate")
-        output.print_json(
-            facts
-            | {"read_bytes": plan.read_bytes, "write_bytes": plan.write_bytes}
-            | {"fates": [dict(zip(names, fate, strict=True)) for fate in fates]}
-        )
+        fates = [
+            {"adapter": plan.sources[f.source].name, "tensor": f.tensor, "fate": f.fate}
+            for f in plan.fates
+        ]
+        sizes = {"read_bytes": plan.read_bytes, "write_bytes": plan.write_bytes}
+        output.print_json(facts | sizes | {"fates": fates})
         return
     output.print_facts(facts, title="plan (nothing is written)")
-    output.print_table(("adapter", "tensor", "becomes"), fates)
+    click.echo()
+    output.print_table(("adapter", "tensors", "number", "become"), _fates(plan), right=("number",))
+
+
+def _fates(plan: MergePlan) -> list[tuple[str, str, int, str]]:
+    """Fates of like tensors in one row, with `*` for the numbers of layers."""
+    from adapterhub.registry.inspection import starred
+
+    counts: dict[tuple[str, str, str], int] = {}
+    for fate in plan.fates:
+        name = short_ref(plan.sources[fate.source].name)
+        key = (name, starred([fate.tensor])[0], starred([fate.fate])[0])
+        counts[key] = counts.get(key, 0) + 1
+    return [(name, tensor, n, fate) for (name, tensor, fate), n in counts.items()]
 
 
 def _print_report(report: MergeReport) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -158,7 +157,7 @@ def history(name: str, as_json: bool) -> None:
             [{"event": e.kind, "when": e.when, "who": e.who, **e.fields} for e in events]
         )
         return
-    rows = [(when(event.when), event.who, *_event(event)) for event in events]
+    rows = [(when(event.when, seconds=True), event.who, *_event(event)) for event in events]
     output.print_table(("when", "who", "what", "from", "to"), rows)
 
 
@@ -171,8 +170,8 @@ def _event(event: Event) -> tuple[str, str, str]:
             short(fields["to"]),
         )
     if event.kind == "card":
-        shown = {key: value for key, value in fields.get("set", {}).items() if key != "readme"}
-        return (f"edit {json.dumps(shown, ensure_ascii=False)}", "", "")
+        changed = [*fields.get("set", {}), *(f"no {field}" for field in fields.get("unset", ()))]
+        return (f"edit {', '.join(changed)}", "", "")
     if event.kind == "rename":
         return ("rename", str(fields.get("from_name")), str(fields.get("to_name")))
     return (event.kind, "", short(fields.get("digest")))

@@ -18,9 +18,10 @@ import click
 from adapterhub.errors import AdapterHubError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
 SCHEMA = 1
+PIPE_COLUMNS = 10_000
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[int], None]
 
@@ -88,11 +89,18 @@ def print_error(error: AdapterHubError) -> None:
 # --- tables -----------------------------------------------------------------------------------
 
 
-def _console() -> Console:
+def _print(table: Table) -> None:
+    """To a terminal in its width and colours; to a file or pipe as wide as it is, plain."""
     from rich.console import Console
 
-    # Away from a terminal nothing is cut to its width.
-    return Console(width=None if sys.stdout.isatty() else 240, highlight=False, soft_wrap=False)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    console = Console(width=PIPE_COLUMNS, highlight=False, color_system=None, no_color=True)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def print_table(
@@ -107,7 +115,7 @@ def print_table(
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
-    _console().print(table)
+    _print(table)
 
 
 def print_facts(facts: Mapping[str, Any], *, title: str = "") -> None:
@@ -123,7 +131,7 @@ def print_facts(facts: Mapping[str, Any], *, title: str = "") -> None:
     for name, value in facts.items():
         if value not in (None, "", (), [], {}):
             table.add_row(name, Text(cell(value)))
-    _console().print(table)
+    _print(table)
 
 
 def cell(value: Any) -> str:
@@ -155,9 +163,9 @@ def short(digest: str | None) -> str:
     return digest[:19] if digest else "–"
 
 
-def when(stamp: str | None) -> str:
+def when(stamp: str | None, *, seconds: bool = False) -> str:
     """`2026-11-21 14:03` of an ISO time in UTC."""
-    return stamp[:16].replace("T", " ") if stamp else "–"
+    return stamp[: 19 if seconds else 16].replace("T", " ") if stamp else "–"
 
 
 # --- progress ---------------------------------------------------------------------------------

@@ -34,9 +34,12 @@ def read(path: Path) -> tuple[dict[str, Any], list[Problem]]:
         fields["licence"] = licence
     else:
         problems.append(unlicensed)
-    for field, name in (("language", "language"), ("tags", "topics")):
-        if words := _words(front.get(field)):
-            fields[name] = words
+    if languages := _words(front.get("language")):
+        fields["language"] = languages
+    # `base_model:…` tags repeat what the manifest knows better.
+    topics = [word for word in _words(front.get("tags")) if not word.startswith("base_model:")]
+    if topics:
+        fields["topics"] = topics
     return fields, problems
 
 

@@ -20,6 +20,8 @@ from adapterhub.registry.manifests import BaseRecord, StoredFile
 from adapterhub.store import Store
 from adapterhub.tensorfile import Header, read_header, tensor_digests, write_file
 
+BASE_PROBLEMS = ("no-base", "local-base", "unpinned-base")
+
 
 @dataclass(frozen=True)
 class Added:
@@ -98,6 +100,7 @@ def add(store: Store, reading: Reading, request: Request, at_hand: BaseAtHand | 
             card=reading.card or None,
             expect_new=request.new,
         )
+    settled = BASE_PROBLEMS if at_hand else ()  # the base that was given settles them
     return Added(
         name=outcome.name,
         digest=version,
@@ -106,7 +109,7 @@ def add(store: Store, reading: Reading, request: Request, at_hand: BaseAtHand | 
         base=record.name,
         parameters=adapter.parameters,
         bytes=sum(file.size for file in stored),
-        notes=tuple(p.sentence() for p in reading.problems if not p.fatal),
+        notes=tuple(p.sentence() for p in reading.problems if not (p.fatal or p.code in settled)),
     )
 
 

@@ -20,6 +20,7 @@ from adapterhub.registry import hubcache
 from adapterhub.store import files
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_GENERIC = ("model", "base", "checkpoint", "final", "output", "weights")
 Progress = Callable[[int], None]
 
 
@@ -148,7 +149,8 @@ def _default_name(path: Path) -> str:
     """The directory's name; for a snapshot in the Hugging Face cache its repository."""
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.name).strip("-._") or "base"
+    name = path.parent.name if path.name.lower() in _GENERIC else path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "base"
 
 
 def _record(base: Base, name: str, root: str) -> dict[str, Any]:
