@@ -66,7 +66,7 @@ def read(path: Path, *, allow_pickle: bool = False) -> Reading:
         if found is None:
             raise UnknownFormat(
                 f"{path} is not an adapter of a known format; seen: {_seen(path)}",
-                remedy="point at a directory that holds an adapter: adapterhub formats",
+                remedy="point at a directory that holds adapter_config.json",
             )
         return found.implementation.read(path, allow_pickle=allow_pickle)
     except OSError as error:  # a name that is too long, a directory without permission

@@ -3,13 +3,10 @@
     A: (rank, in)   B: (out, rank)   s = alpha/rank, or alpha/√rank for rsLoRA
     (Kalajdzievski, https://arxiv.org/abs/2312.03732)
 
-Rank and alpha are per module: `rank_pattern` and `alpha_pattern` map regular expressions to
-values; the first KEY wins for which `(.*\\.)?(KEY)$` matches the module path, as in PEFT
-(`peft.utils.other.get_pattern_key`). The keys come from strangers: they are matched under a
-time limit.
+Rank and alpha are per module where `rank_pattern` and `alpha_pattern` say so.
 
 Roles: lora_A, lora_B, lora_B.bias (lora_bias), lora_embedding_A, lora_embedding_B,
-lora_magnitude_vector (DoRA), token_rows (trainable tokens), and `replace:…`.
+lora_magnitude_vector (DoRA), lora_diag (KaSA), token_rows (trainable tokens), and `replace:…`.
 """
 
 from __future__ import annotations
@@ -25,9 +22,9 @@ from adapterhub.adapter import REPLACE, Adapter, Problem
 from adapterhub.errors import InvalidAdapter, NotMergeable, SchemaError
 from adapterhub.methods import Ranks
 from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Replacement
-from adapterhub.tensorfile import Tensor
+from adapterhub.methods.patterns import Patterns
+from adapterhub.tensorfile import Tensor, shown
 
-PATTERN_SECONDS = 0.1
 PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 DEFAULT_ALPHA = 8  # peft.LoraConfig.lora_alpha
 
@@ -45,10 +42,12 @@ _VARIANTS: Mapping[str, tuple[str, str | None]] = {
     "target_parameters": ("target_parameters", "experts' parameters come with a later version"),
     "layer_replication": ("layer_replication", "replicated layers share one weight"),
     "trainable_token_indices": ("trainable_tokens", "token rows come with a later version"),
+    "enable_lora": ("enable_lora", "it packs the factors of a fused layer, as peft before 0.3 did"),
     "velora_config": ("velora", None),
     "monteclora_config": ("monteclora", None),
 }
 _INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_INITS_THAT_LEAVE_IT = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,11 @@ class LoraConfig:
     r: int
     alpha: float
     rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
 
     def __post_init__(self) -> None:
-        for name, value in (("lora_alpha", self.alpha), *self.alpha_pattern.items()):
+        for name, value in (("lora_alpha", self.alpha), *self.alpha_pattern.values.items()):
             if not math.isfinite(value):
                 raise InvalidAdapter(
                     f"alpha is not a finite number: {name} = {value}",
@@ -70,31 +69,14 @@ class LoraConfig:
                 )
 
     def rank(self, module: str) -> int:
-        return self.rank_pattern.get(_first_match(self.rank_pattern, module), self.r)
+        found = self.rank_pattern.find(module)
+        return self.r if found is None else int(found)
 
     def scaling(self, module: str, rank: int) -> float:
         """alpha/rank or alpha/√rank in fp64; `rank` is that of the module's tensors."""
-        alpha = self.alpha_pattern.get(_first_match(self.alpha_pattern, module), self.alpha)
+        found = self.alpha_pattern.find(module)
+        alpha = self.alpha if found is None else float(found)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
-
-
-def _first_match(patterns: Mapping[str, Any], module: str) -> str:
-    if not patterns:
-        return ""
-    import regex
-
-    for pattern in patterns:
-        try:
-            found = regex.match(rf"(.*\.)?({pattern})$", module, timeout=PATTERN_SECONDS)
-        except (regex.error, TimeoutError) as error:
-            raise InvalidAdapter(
-                f"pattern {pattern[:80]!r} of adapter_config.json cannot be used: "
-                f"{str(error) or 'it takes too long to match'}",
-                remedy="correct rank_pattern and alpha_pattern; keys are regular expressions",
-            ) from error
-        if found:
-            return pattern
-    return ""
 
 
 def parse(config: Mapping[str, Any]) -> LoraConfig:
@@ -102,11 +84,11 @@ def parse(config: Mapping[str, Any]) -> LoraConfig:
     schema.check(dict(config), "methods/lora", what="LoRA config")
     alpha = config.get("lora_alpha")
     return LoraConfig(
-        r=config["r"],
+        r=int(config["r"]),  # 8.0 is an integer to JSON Schema
         alpha=float(DEFAULT_ALPHA if alpha is None else alpha),
         rslora=bool(config.get("use_rslora")),
-        rank_pattern=dict(config.get("rank_pattern") or {}),
-        alpha_pattern={k: float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+        rank_pattern=Patterns(dict(config.get("rank_pattern") or {})),
+        alpha_pattern=Patterns(dict(config.get("alpha_pattern") or {})),
     )
 
 
@@ -139,28 +121,57 @@ def problems(adapter: Adapter) -> list[Problem]:
         return [_fatal("config", f"adapter_config.json: {s}", error.remedy) for s in sentences]
     found: list[Problem] = []
     for module, roles in adapter.modules.items():
-        found += _pair_problems(module, roles)
-    if not any(pair for _, _, pair in _pairs(adapter)) and not _replacements(adapter):
-        found.append(_fatal("no-tensors", "the weights hold no LoRA tensor", "re-export"))
-    if not adapter.config.get("target_parameters"):  # expert-major rows: r·E
+        found += _half_pairs(module, roles) + _dtype_problems(module, roles)
+        found += [] if _packed(adapter.config) else _shape_problems(module, roles)
+    if not adapter.modules:
+        found.append(_fatal("no-tensors", "the weights hold no tensor", ""))
+    elif all(role.startswith(REPLACE) for _, role, _ in adapter.tensors()):
+        text = "the weights hold whole tensors only, and no LoRA pair"
+        found.append(Problem("no-pairs", text, "check that the right modules were targeted"))
+    if not _packed(adapter.config):
         found += _rank_problems(adapter, config)
     return found
+
+
+def _packed(config: Mapping[str, Any]) -> bool:
+    """Whether factors hold several matrices: experts (rows r·E), or a fused layer's parts."""
+    return bool(config.get("target_parameters") or config.get("enable_lora"))
 
 
 def _fatal(code: str, message: str, remedy: str) -> Problem:
     return Problem(code, message, remedy or "re-export the adapter", fatal=True)
 
 
-def _pair_problems(module: str, roles: Mapping[str, Tensor]) -> list[Problem]:
-    found = []
-    for a, b in PAIRS:
-        if (a in roles) != (b in roles):
-            here, gone = (a, b) if a in roles else (b, a)
-            found.append(_fatal("half-pair", f"{module} has {here} but no {gone}", ""))
-        elif a in roles and not _fit(roles[a].shape, roles[b].shape):
-            shapes = f"{a} is {list(roles[a].shape)} and {b} is {list(roles[b].shape)}"
-            found.append(_fatal("shape", f"{module}: {shapes}; their ranks differ", ""))
-    return found
+def _half_pairs(module: str, roles: Mapping[str, Tensor]) -> list[Problem]:
+    needs = [pair for a, b in PAIRS for pair in ((a, b), (b, a))]
+    # These mean nothing without the pair.
+    needs += [(r, "lora_B") for r in ("lora_B.bias", "lora_diag")]
+    return [
+        _fatal("half-pair", f"{module} has {role} but no {need}", "")
+        for role, need in needs
+        if role in roles and need not in roles
+    ]
+
+
+def _dtype_problems(module: str, roles: Mapping[str, Tensor]) -> list[Problem]:
+    return [
+        _fatal("dtype", f"{module}.{role} is {tensor.dtype}, expected a float type", "")
+        for role, tensor in roles.items()
+        if not role.startswith(REPLACE) and not tensor.dtype.startswith(("F", "BF"))
+    ]
+
+
+def _shape_problems(module: str, roles: Mapping[str, Tensor]) -> list[Problem]:
+    return [
+        _fatal(
+            "shape",
+            f"{module}: {a} is {list(roles[a].shape)} and {b} is {list(roles[b].shape)}, "
+            "expected (rank, in) and (out, rank)",
+            "",
+        )
+        for a, b in PAIRS
+        if a in roles and b in roles and not _fit(roles[a].shape, roles[b].shape)
+    ]
 
 
 def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
@@ -173,6 +184,7 @@ def _rank_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
     for module, (role_a, _), (a, _) in _pairs(adapter):
         try:
             expected = config.rank(module)
+            config.scaling(module, expected)
         except InvalidAdapter as error:
             return [_fatal("pattern", error.message, error.remedy)]
         if a.shape[0] != expected:
@@ -187,7 +199,11 @@ def _rank_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
 
 
 def ranks(adapter: Adapter) -> Ranks | None:
-    by_module = {module: a.shape[0] for module, _, (a, _) in _pairs(adapter)}
+    if _packed(adapter.config):
+        config = parse(adapter.config)
+        by_module = {m: config.rank(m) for m, roles in adapter.modules.items() if "lora_A" in roles}
+    else:
+        by_module = {module: a.shape[0] for module, _, (a, _) in _pairs(adapter)}
     return Ranks(by_module) if by_module else None
 
 
@@ -205,8 +221,7 @@ def parts(adapter: Adapter) -> Meaning:
     """The parts that plain LoRA's formula covers, whatever else the adapter holds."""
     config = parse(adapter.config)
     found: list[LowRank | BiasDelta | Replacement] = []
-    # The experts of `target_parameters` are packed otherwise, and no LowRank of this kind.
-    pairs = () if adapter.config.get("target_parameters") else _pairs(adapter)
+    pairs = () if _packed(adapter.config) else _pairs(adapter)
     for module, roles, (a, b) in pairs:
         scale = config.scaling(module, a.shape[0])
         layout: Literal["linear", "embedding"] = "embedding" if roles == PAIRS[1] else "linear"
@@ -226,12 +241,31 @@ def refuse_variants(config: Mapping[str, Any]) -> None:
                 f"{reason}",
                 remedy="load it with peft, or retrain without this option",
             )
+    _refuse_init(config)
+    unknown = sorted(field for field in set(config) - fields() if config[field])
+    if unknown:
+        raise NotMergeable(
+            "adapter_config.json sets fields that this version does not know, and one of them may "
+            "change what the tensors mean",
+            details=[shown(field) for field in unknown[:20]],
+            remedy="upgrade adapterhub; or remove the fields, if none of them is peft's",
+        )
+
+
+def _refuse_init(config: Mapping[str, Any]) -> None:
     if init := _init_that_changes_the_base(config):
         raise NotMergeable(
             f"init_lora_weights is {init!r}: this adapter belongs to a base that the "
             "initialisation had changed, and is wrong on the original one",
             remedy="in peft: save_pretrained(…, path_initial_model_for_weight_conversion=…) "
             "writes a plain LoRA",
+        )
+    named = config.get("init_lora_weights")
+    if isinstance(named, str) and named.lower() not in _INITS_THAT_LEAVE_IT:
+        raise NotMergeable(
+            f"init_lora_weights is {shown(named)}, which this version does not know: it may have "
+            "changed the base",
+            remedy=f"known to leave the base alone: {', '.join(_INITS_THAT_LEAVE_IT)}",
         )
 
 

@@ -20,9 +20,8 @@ from adapterhub.errors import (
 )
 from adapterhub.methods import TABLE as METHODS
 from adapterhub.methods import Ranks, method
-from adapterhub.tensorfile import Tensor
+from adapterhub.tensorfile import DTYPES, Tensor
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -155,15 +154,14 @@ def rank_summary(adapter: Adapter) -> dict[str, Any] | None:
 
 def value_problems(adapter: Adapter) -> list[Problem]:
     """NaN and infinities (fatal), and low-rank pairs that change nothing."""
-    found = []
-    zeros, pairs = [], 0
+    found: list[Problem] = []
+    zeros: list[str] = []
+    pairs = 0
     for module, role, tensor in adapter.tensors():
-        if tensor.dtype not in _FLOATS:
-            continue
         try:
             index, zero = _scan(tensor)
         except AdapterHubError as error:
-            return [Problem(error.code, error.message, error.remedy, fatal=True)]
+            return [*found, Problem(error.code, error.message, error.remedy, fatal=True)]
         if index is not None:
             text = f"{module}.{role} holds NaN or infinity, first at {list(index)}"
             remedy = "it diverged in training: take an earlier checkpoint"
@@ -173,17 +171,22 @@ def value_problems(adapter: Adapter) -> list[Problem]:
             zeros += [module] if zero else []
     if zeros:
         some = "all" if len(zeros) == pairs else f"{len(zeros)} of {pairs}"
-        text = f"{some} lora_B are zero: nothing was learned there ({zeros[0]} …)"
+        text = f"{some} lora_B are zero: nothing was learned there (first: {zeros[0]})"
         found.append(Problem("zero-b", text, "check that training reached these modules"))
     return found
 
 
 def _scan(tensor: Tensor) -> tuple[tuple[int, ...] | None, bool]:
-    """Index of the first non-finite element, and whether all are zero."""
-    values = tensor.read()
-    finite = np.isfinite(values)
-    zero = not values.any()
-    if finite.all():
-        return None, zero
-    place = np.unravel_index(int(np.argmin(finite)), values.shape)
-    return tuple(int(i) for i in place), zero
+    """Index of the first non-finite element, and whether all are zero. In bounded memory."""
+    if tensor.dtype not in DTYPES:
+        tensor.read()  # raises what is wrong with types that numpy lacks
+    dtype, seen, zero = DTYPES[tensor.dtype], 0, True
+    for piece in tensor.pieces():
+        values = np.frombuffer(piece, dtype)
+        finite = np.isfinite(values)
+        zero = zero and not values.any()
+        if not finite.all():
+            place = np.unravel_index(seen + int(np.argmin(finite)), tensor.shape)
+            return tuple(int(i) for i in place), False
+        seen += values.size
+    return None, zero
