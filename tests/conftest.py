@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+from adapterhub.tensorfile import ArrayTensor, write_file
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,3 +34,43 @@ def corpus() -> Path:
     if not (path / "adapters" / "INDEX.json").is_file():
         pytest.skip(f"no corpus of adapters in {path}; $ADAPTERHUB_CORPUS names one")
     return path
+
+
+@pytest.fixture
+def peft_dir(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a PEFT adapter: `peft_dir(tensors, name=…, r=…)`, further fields into its config.
+
+    Names of tensors go without `base_model.model.`; a value of `...` takes the field away. Without
+    tensors it is one pair of rank 2 on `layer.0.q`, A: (2, 3), B: (2, 2).
+    """
+
+    def make(
+        tensors: Mapping[str, np.ndarray] | None = None, *, name: str = "adapter", **fields: Any
+    ) -> Path:
+        directory = tmp_path / name
+        directory.mkdir()
+        named = TENSORS if tensors is None else tensors
+        write_file(
+            directory / "adapter_model.safetensors",
+            {f"base_model.model.{key}": ArrayTensor(value) for key, value in named.items()},
+        )
+        config = {key: value for key, value in (CONFIG | fields).items() if value is not ...}
+        (directory / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+        return directory
+
+    return make
+
+
+TENSORS = {
+    "layer.0.q.lora_A.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "layer.0.q.lora_B.weight": np.array([[1, 0], [0, 2]], np.float32),
+}
+CONFIG: dict[str, Any] = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "owner/base",
+    "revision": "abc123",
+    "task_type": "CAUSAL_LM",
+    "r": 2,
+    "lora_alpha": 4,
+    "target_modules": ["q"],
+}

@@ -58,7 +58,9 @@ _WRAPPERS = re.compile(
 )
 # `name` or `owner/name`; what the Hub takes as the id of a repository.
 _HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_RUN = re.compile(r"(^|/)checkpoint-\d+$")
+_FOLDER = re.compile(
+    r"(models?|outputs?|checkpoints?|ckpts?|results|runs|weights)/|(.*/)?checkpoint-\d+$"
+)
 
 
 def recognises(path: Path) -> bool:
@@ -179,9 +181,9 @@ def _base_problems(config: Mapping[str, Any]) -> list[Problem]:
 def looks_like_path(name: str) -> bool:
     """Whether a base's name is a path rather than a Hub id (`name` or `owner/name`).
 
-    `outputs/checkpoint-500` could be an id and never is one.
+    `models/mistral-7b` and `run/checkpoint-500` could be ids, and are folders in practice.
     """
-    return _HUB_ID.fullmatch(name) is None or _RUN.search(name) is not None
+    return _HUB_ID.fullmatch(name) is None or _FOLDER.match(name) is not None
 
 
 def _read_labels(directory: Path) -> tuple[tuple[str, ...], list[Problem]]:
