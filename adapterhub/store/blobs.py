@@ -65,14 +65,14 @@ class Tree:
             )
 
     def put_bytes(self, data: bytes) -> str:
-        """Stores `data`, durably; costs two fsyncs, or one where it is there already."""
+        """Stores `data`, durably; two fsyncs, three in a new folder, one if it is there already."""
         digest = digests.of_bytes(data)
         target = self.path(digest)
         with files.named_errors(self.home.root):
             if not self._refresh(target, len(data)):
                 with files.temporary(self.home.tmp) as (fd, path):
                     files.write_all(fd, data, path)
-                    files.publish(fd, path, target)
+                    self._publish(fd, path, target)
         return digest
 
     def put_file(self, source: Path) -> tuple[str, int]:
@@ -86,8 +86,13 @@ class Tree:
                 digest, size = _copy(file, fd, path)
                 target = self.path(digest)
                 if not self._refresh(target, size):
-                    files.publish(fd, path, target)
+                    self._publish(fd, path, target)
         return digest, size
+
+    def _publish(self, fd: int, path: Path, target: Path) -> None:
+        if files.mkdir(target.parent):
+            files.fsync_path(self.folder)
+        files.publish(fd, path, target)
 
     def _refresh(self, target: Path, size: int) -> bool:
         """Whether the content is there; makes it young, and its name durable, if so."""
@@ -106,11 +111,11 @@ class Tree:
 
     def iterate(self) -> Iterator[tuple[str, os.stat_result]]:
         """Digest and status of everything stored. Files with other names are passed over."""
-        for number in range(256):
-            with os.scandir(self.folder / f"{number:02x}") as entries:
+        for folder in sorted(filter(Path.is_dir, self.folder.iterdir())):
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     digest = digests.PREFIX + entry.name
-                    if digests.is_digest(digest) and entry.name.startswith(f"{number:02x}"):
+                    if digests.is_digest(digest) and entry.name.startswith(folder.name):
                         yield digest, entry.stat(follow_symlinks=False)
 
     def _missing(self, digest: str) -> IntegrityError:

@@ -105,10 +105,13 @@ def truncate(fd: int, length: int, path: Path) -> None:
     os.ftruncate(fd, length)
 
 
-def mkdir(path: Path) -> None:
-    if not path.is_dir():
-        announce("mkdir", path)
-        path.mkdir(parents=True, exist_ok=True)
+def mkdir(path: Path) -> bool:
+    """Whether the directory had to be made."""
+    if path.is_dir():
+        return False
+    announce("mkdir", path)
+    path.mkdir(parents=True, exist_ok=True)
+    return True
 
 
 def touch(path: Path) -> None:

@@ -100,16 +100,15 @@ def _create(home: Home) -> None:
             remedy="set $ADAPTERHUB_HOME to a directory",
         )
     for tree in (home.blobs, home.manifests):
-        for number in range(256):
-            files.mkdir(tree / f"{number:02x}")
-        files.fsync_path(tree)
+        files.mkdir(tree)
+        files.fsync_path(tree.parent)
     for name in ("refs", "locks", "tmp", "bases", "cache"):
         files.mkdir(home.root / name)
     if not home.intents.exists():
         files.append(home.intents, 0, b"", sync=True)
     with files.temporary(home.tmp) as (fd, path):
         files.write_all(fd, json.dumps({"store": FORMAT}).encode() + b"\n", path)
-        files.publish(fd, path, home.marker, 0o644)
+        files.publish(fd, path, home.marker, 0o644)  # flushes the names of the folders too
 
 
 def _check_format(home: Home) -> None:

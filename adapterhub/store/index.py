@@ -46,15 +46,12 @@ class Index:
         self._lock = commit_lock
         self._note = note
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
-        self._guards: list[sqlite3.Connection] = []
+        self._kept: list[tuple[threading.Thread, sqlite3.Connection, sqlite3.Connection]] = []
 
     def close(self) -> None:
-        """Closes every thread's connection, and the guards after them."""
-        for group in (self._all, self._guards):
-            while group:
-                with contextlib.suppress(sqlite3.Error):
-                    group.pop().close()
+        """Closes the connections of every thread."""
+        while self._kept:
+            _close(self._kept.pop())
         self._local = threading.local()
 
     def connection(self) -> sqlite3.Connection:
@@ -71,9 +68,15 @@ class Index:
             with self._lock():
                 connection = self._open() or self._make_again()
         self._local.known = (os.getpid(), self._inode(), connection)
-        self._all.append(connection)
-        self._guards.append(self._guard())
+        self._keep(connection)
         return connection
+
+    def _keep(self, connection: sqlite3.Connection) -> None:
+        """Remembers it with its guard; closes those of threads that have ended."""
+        for each in [kept for kept in self._kept if not kept[0].is_alive()]:
+            self._kept.remove(each)
+            _close(each)
+        self._kept.append((threading.current_thread(), connection, self._guard()))
 
     def _guard(self) -> sqlite3.Connection:
         """A reader that is closed last. Being unable to write, it does not check the WAL in.
@@ -94,7 +97,7 @@ class Index:
         with self._lock():
             known = getattr(self._local, "known", None)
             if known and known[1] == self._inode():  # else another process has done it
-                self._all.append(self._make_again())
+                self._keep(self._make_again())
             self._local.known = None
 
     def _inode(self) -> int:
@@ -297,6 +300,12 @@ def _name_row(
         "base_key": (found["base_name"] or "").lower(),
     }
     return row | {column: found[column] for column in IN_NAMES}, topics
+
+
+def _close(kept: tuple[threading.Thread, sqlite3.Connection, sqlite3.Connection]) -> None:
+    for connection in kept[1:]:  # the guard last
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
 
 
 def _id_of(connection: sqlite3.Connection, name: str) -> int | None:

@@ -192,9 +192,10 @@ def search(
     Best by bm25, with the name counting most; newest first where more than `RANKED` match.
     """
     _check_page("name", limit, 0)
-    expression = match_expression(" ".join((text, filters.text or "")))
-    if expression is None:
+    parts = [match_expression(each) for each in (text, filters.text) if each]
+    if not parts or None in parts:
         return ()
+    expression = " ".join(filter(None, parts))
     where = conditions(connection, filters)
     ranked = _ranked(connection, expression, where)
     if ranked is None:
@@ -222,9 +223,20 @@ def _ranked(
 def _newest(
     connection: sqlite3.Connection, expression: str, where: list[Condition], limit: int
 ) -> list[int]:
-    inner = f" AND +rowid IN (SELECT names.id FROM names{_where(where)})" if where else ""
-    sql = f"SELECT rowid FROM fts WHERE fts MATCH ?{inner} ORDER BY rowid DESC LIMIT ?"
-    return [row[0] for row in connection.execute(sql, (expression, *_values(where), limit))]
+    """Ids of the newest matches. Filters that let much through are met among the very newest;
+    for the others, the set of what they let through is small."""
+    first = f"SELECT rowid FROM fts WHERE fts MATCH ? ORDER BY rowid DESC LIMIT {RANKED}"
+    sql = (
+        f"SELECT names.id FROM ({first}) AS f CROSS JOIN names ON names.id = f.rowid"
+        f"{_where(where)} LIMIT ?"
+    )
+    some = connection.execute(sql, (expression, *_values(where), limit)).fetchall()
+    if len(some) < limit:
+        inner = f"SELECT names.id FROM names INDEXED BY by_name{_where(where)}"
+        sql = f"SELECT rowid FROM fts WHERE fts MATCH ? AND +rowid IN ({inner})"
+        sql += " ORDER BY rowid DESC LIMIT ?"
+        some = connection.execute(sql, (expression, *_values(where), limit)).fetchall()
+    return [row[0] for row in some]
 
 
 def _exact(connection: sqlite3.Connection, name: str, where: list[Condition]) -> list[int]:
