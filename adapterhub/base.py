@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,12 +47,18 @@ _VOLATILE = frozenset({"_name_or_path", "transformers_version"})
 
 @dataclass(frozen=True)
 class Base:
-    """`config` is config.json as parsed."""
+    """`config` is config.json as parsed; `fingerprints` are those of the files when opened.
+
+    Files may spell a tensor otherwise than the class that config.json names: GPT-2 on the Hub holds
+    `h.0.attn.c_attn.weight`, and its GPT2LMHeadModel `transformer.h.0.attn.c_attn.weight`.
+    "Stored" names are those of the files.
+    """
 
     path: Path
     config: Mapping[str, Any]
     checkpoint: Checkpoint
     on_note: Callable[[str], None] | None = None
+    fingerprints: Mapping[Path, list[int]] = field(default_factory=dict)
 
     @property
     def tensors(self) -> Mapping[str, FileTensor]:
@@ -74,9 +82,14 @@ class Base:
     @cached_property
     def prefix(self) -> str:
         """The prefix that stored backbone tensors carry: "bert" for `bert.encoder…`, or ""."""
-        known = self.architecture.prefix if self.architecture else ""
-        start = f"{known}."
-        return known if known and any(name.startswith(start) for name in self.tensors) else ""
+        if self.architecture is None or self.model_class is None:
+            return ""
+        others = sorted({found.prefix for found in self.architecture.classes.values()})
+        candidates = (self.model_class.prefix, self.architecture.prefix, *others)
+        return next((prefix for prefix in candidates if prefix and self._carries(prefix)), "")
+
+    def _carries(self, prefix: str) -> bool:
+        return any(name.startswith(f"{prefix}.") for name in self.tensors)
 
     @cached_property
     def model_class(self) -> ModelClass | None:
@@ -88,16 +101,38 @@ class Base:
         found = self.architecture.class_named(name) if isinstance(name, str) else None
         return found or self.architecture.class_named(self.architecture.base_class)
 
+    def is_backbone(self, tensor: str) -> bool:
+        """Whether a stored tensor belongs to the bare model, not to a head."""
+        if self.prefix:
+            return tensor.startswith(f"{self.prefix}.")
+        found = self.model_class
+        return found is None or not found.is_head(tensor.rpartition(".")[0])
+
+    def in_class(self, tensor: str) -> str:
+        """The name under which `model_class` has a stored tensor."""
+        if self.model_class is None or not self.is_backbone(tensor):
+            return tensor
+        return respelled(tensor, self.prefix, self.model_class.prefix)
+
     @cached_property
     def tied(self) -> Mapping[str, str]:
         """Tensors that the model has and the files lack → the stored tensor that each shares."""
         pairs = self.ties.items()
         return {a: b for a, b in pairs if a not in self.tensors and b in self.tensors}
 
-    @property
+    @cached_property
     def ties(self) -> Mapping[str, str]:
-        """Pairs that share one weight in the loaded model, stored once or twice."""
-        return self.model_class.tied_in(self.config) if self.model_class else {}
+        """Pairs that share one weight in the loaded model, stored once or twice; stored names."""
+        found = self.model_class
+        if found is None:
+            return {}
+        pairs = found.tied_in(self.config).items()
+        return {self._stored(a, found): self._stored(b, found) for a, b in pairs}
+
+    def _stored(self, name: str, found: ModelClass) -> str:
+        if found.is_head(name.rpartition(".")[0]):
+            return name
+        return respelled(name, found.prefix, self.prefix)
 
     @property
     def parameters(self) -> int:
@@ -118,8 +153,8 @@ class Base:
         kept = {key: value for key, value in self.config.items() if key not in _VOLATILE}
         try:
             return digest.of_bytes(digest.canonical(_finite(kept)))
-        except ValueError as error:
-            raise InvalidBase(f"{self.path / CONFIG}: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise InvalidBase(f"{self.path / CONFIG}: {error}", remedy="correct it") from error
 
     @cached_property
     def tokenizer_digest(self) -> str | None:
@@ -127,13 +162,31 @@ class Base:
         files = [name for name in TOKENIZER_FILES if (self.path / name).is_file()]
         if not files:
             return None
-        listing = [[name, digest.of_bytes((self.path / name).read_bytes())] for name in files]
+        listing = [[name, digest.of_bytes(self.bytes_of(name))] for name in files]
         return digest.of_bytes(digest.canonical(listing))
+
+    def bytes_of(self, name: str) -> bytes:
+        """Contents of a small file of the directory. Raises InvalidBase."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise InvalidBase(
+                f"{self.path / name} cannot be read: {error.strerror}", remedy="check the file"
+            ) from error
+
+    def check_unchanged(self) -> None:
+        """Raises InvalidBase if config.json or a weights file is not the one that was opened."""
+        for path, before in self.fingerprints.items():
+            if not path.is_file() or _fingerprint(path) != before:
+                raise InvalidBase(
+                    f"{path} changed while it was in use", remedy="wait for its writer, try again"
+                )
 
     def digests(
         self, cache: LeafCache | None = None, progress: Progress | None = None
     ) -> Mapping[str, bytes]:
         """D of every tensor (see `digest`), from the cache where the file is unchanged."""
+        self.check_unchanged()
         result: dict[str, bytes] = {}
         for path in self.checkpoint.files:
             tensors = {name: t for name, t in self.tensors.items() if t.path == path}
@@ -152,8 +205,12 @@ class Base:
 
 def open_base(path: Path, *, on_note: Callable[[str], None] | None = None) -> Base:
     """Open a checkpoint directory. Raises InvalidBase, naming what is missing or damaged."""
-    path = path.resolve()
-    if not path.is_dir():
+    try:
+        path = path.resolve()
+        is_directory = path.is_dir()
+    except (OSError, RuntimeError) as error:  # no permission; a loop of links
+        raise InvalidBase(f"{path} cannot be opened: {error}", remedy="check the path") from error
+    if not is_directory:
         raise InvalidBase(
             f"{path} is not a directory", remedy="a base is a directory of safetensors + config"
         )
@@ -170,7 +227,14 @@ def open_base(path: Path, *, on_note: Callable[[str], None] | None = None) -> Ba
         checkpoint = open_checkpoint(path)
     except AdapterHubError as error:
         raise InvalidBase(error.message, remedy=error.remedy, details=error.details) from error
-    return Base(path, config, checkpoint, on_note)
+    files = (path / CONFIG, *checkpoint.files)
+    return Base(path, config, checkpoint, on_note, {file: _fingerprint(file) for file in files})
+
+
+def respelled(name: str, old: str, new: str) -> str:
+    """A backbone's name with the prefix `new` where it has `old`: `h.0` → `transformer.h.0`."""
+    bare = name.removeprefix(f"{old}.") if old else name
+    return f"{new}.{bare}" if new else bare
 
 
 def _finite(value: Any) -> Any:
@@ -194,8 +258,9 @@ def _elements(shape: tuple[int, ...]) -> int:
 class LeafCache:
     """D of the tensors of a file, remembered for as long as the file is unchanged.
 
-    One small JSON file per tensor file. A file that changed within the last two seconds is not
-    remembered: its next change might leave the same mtime. A damaged entry counts as absent.
+    One small JSON file per tensor file. A file that had changed within the two seconds before it
+    was hashed is not remembered: another change might have left the same mtime. A damaged entry
+    counts as absent.
     """
 
     QUIET_NS = 2_000_000_000
@@ -206,29 +271,38 @@ class LeafCache:
     def get(self, path: Path) -> Mapping[str, bytes] | None:
         try:
             entry = json.loads(self._place(path).read_bytes())
-            if entry["stat"] == _fingerprint(path):
-                return {name: bytes.fromhex(value) for name, value in entry["digests"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass
-        return None
+            if entry["stat"] != _fingerprint(path) or entry["check"] != _check(entry["digests"]):
+                return None
+            return {name: bytes.fromhex(value) for name, value in entry["digests"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
 
-    def put(self, path: Path, fingerprint: list[int], digests: Mapping[str, bytes]) -> None:
-        """Remember; failing to is no error, only slower next time."""
-        if time.time_ns() - fingerprint[1] < self.QUIET_NS:
+    def put(
+        self, path: Path, fingerprint: list[int], digests: Mapping[str, bytes], hashed_ns: int
+    ) -> None:
+        """Remember; `hashed_ns` is when hashing began. Failing to is only slower next time."""
+        if hashed_ns - fingerprint[1] < self.QUIET_NS:
             return
         place = self._place(path)
-        entry: dict[str, Any] = {"path": str(path), "stat": fingerprint}
-        entry["digests"] = {name: value.hex() for name, value in digests.items()}
-        temporary = place.with_name(f"{place.name}.{os.getpid()}")
+        values = {name: value.hex() for name, value in digests.items()}
+        entry: dict[str, Any] = {"path": str(path), "stat": fingerprint, "digests": values}
+        entry["check"] = _check(values)
+        temporary = place.with_name(f"{place.name}.{secrets.token_hex(6)}")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(entry))
             temporary.replace(place)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        except (OSError, ValueError):  # also a path that is no text
+            with suppress(OSError):
+                temporary.unlink()
 
     def _place(self, path: Path) -> Path:
         return self.directory / f"{digest.sha256(os.fsencode(path)).hex()}.json"
+
+
+def _check(digests: Mapping[str, str]) -> str:
+    """Told apart from a digest of content: it only finds damage to the cache's own file."""
+    return digest.of_bytes(json.dumps(digests).encode("ascii"))
 
 
 def _fingerprint(path: Path) -> list[int]:
@@ -243,18 +317,18 @@ def _file_digests(
     cache: LeafCache | None,
     progress: Progress | None,
 ) -> Mapping[str, bytes]:
-    """D of the tensors of one file. Raises IntegrityError-like InvalidBase if it changes."""
+    """D of the tensors of one file. Raises InvalidBase if it changes meanwhile."""
     known = cache.get(path) if cache else None
     if known is not None and known.keys() == tensors.keys():
         if progress:
             progress(sum(tensor.nbytes for tensor in tensors.values()))
         return known
-    before = _fingerprint(path)
+    started, before = time.time_ns(), _fingerprint(path)
     digests = tensor_digests(tensors, progress=progress)
     if _fingerprint(path) != before:
         raise InvalidBase(
             f"{path} changed while it was read", remedy="wait for its writer, then try again"
         )
     if cache:
-        cache.put(path, before, digests)
+        cache.put(path, before, digests, started)
     return digests
