@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapterhub import kernels
-from adapterhub.base import Base, LeafCache
+from adapterhub.base import LeafCache
 from adapterhub.errors import BaseMismatch
 from adapterhub.merge import engine
 from adapterhub.merge import report as reports
 from adapterhub.merge.engine import Written
+from adapterhub.merge.output import check_output
 from adapterhub.merge.plan import MergePlan, Options, Source, plan
 from adapterhub.merge.report import MergeReport
 from adapterhub.merge.verify import differences, read_report
@@ -62,7 +63,7 @@ def run(
     Raises BaseMismatch before anything is written, OutputError and what the values refuse with.
     """
     started = time.perf_counter()
-    engine.check_output(out)
+    check_output(out)
     base_digests = the_plan.base.digests(cache, hashing)
     base_root = the_plan.base.root_of(base_digests)
     check_base(the_plan, base_root)

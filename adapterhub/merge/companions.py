@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapterhub.base import TOKENIZER_FILES, Base
 from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch
-
-if TYPE_CHECKING:
-    from adapterhub.merge.plan import Work
+from adapterhub.merge.work import Work
+from adapterhub.registry.fit import LABELLED, Naming
 
 # Small files of a checkpoint that say something about the model, not about its training.
 OTHER_FILES = (
@@ -35,38 +34,49 @@ def files(base: Base) -> Mapping[str, Path]:
 
 
 def config(
-    base: Base,
-    target: ModelClass | None,
-    works: Mapping[str, Work],
-    labels: Sequence[str],
-    dtype: str | None,
+    naming: Naming, works: Mapping[str, Work], labels: Sequence[str], dtype: str | None
 ) -> Mapping[str, Any]:
     """config.json of the result: the base's, changed only where the merge changes what it says."""
-    result = dict(base.config)
-    if target is not None:
-        result["architectures"] = [target.name]
-    count = _label_count(target or base.model_class, works)
-    if count is not None and (target is not None or labels):
-        names = list(labels) or [f"LABEL_{i}" for i in range(count)]
-        if len(names) != count:
-            raise BaseMismatch(
-                f"the adapter has {len(names)} labels ({', '.join(names[:8])}) and a head of "
-                f"{count} rows",
-                remedy="add it again with as many --labels as the head has rows",
-            )
-        result["id2label"] = {str(i): name for i, name in enumerate(names)}
-        result["label2id"] = {name: i for i, name in enumerate(names)}
+    result = dict(naming.base.config)
+    if naming.target is not None:
+        result["architectures"] = [naming.target.name]
+    count = _label_count(naming.result, works)
+    if count is not None and (named := _labelled(naming, count, labels)):
+        result |= named
         result.pop("num_labels", None)
     if dtype is not None:
         result["dtype" if "dtype" in result else "torch_dtype"] = dtype
     return result
 
 
+def _labelled(naming: Naming, count: int, labels: Sequence[str]) -> dict[str, Any]:
+    """id2label and label2id for a head of `count` rows. Raises BaseMismatch."""
+    if not labels and naming.target is None and count == _labels_of(naming.base.config):
+        return {}
+    names = list(labels) or [f"LABEL_{i}" for i in range(count)]
+    if len(names) != count:
+        raise BaseMismatch(
+            f"the adapter has {len(names)} labels ({', '.join(names[:8])}) and a head of "
+            f"{count} rows",
+            remedy="add it again with as many --labels as the head has rows",
+        )
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def _labels_of(config: Mapping[str, Any]) -> object:
+    """The number of labels that transformers reads from a config; 2 where it says nothing."""
+    id2label = config.get("id2label")
+    return len(id2label) if isinstance(id2label, dict) else config.get("num_labels", 2)
+
+
 def _label_count(found: ModelClass | None, works: Mapping[str, Work]) -> int | None:
     """Rows of the head's last layer, for classes whose task has labels."""
-    if found is None or found.task not in ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLS"):
+    if found is None or found.task not in LABELLED:
         return None
     for name in ("classifier", "score", "classifier.out_proj", "classification_head.out_proj"):
-        if work := works.get(f"{name}.weight"):
+        if (work := works.get(f"{name}.weight")) and work.shape:
             return work.shape[0]
     return None

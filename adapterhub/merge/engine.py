@@ -2,18 +2,15 @@
 
 It decides nothing and never holds more than one tensor and its factors. A killed merge leaves a
 directory whose name ends in `.partial` and which has no config.json until all weights are whole,
-so that nothing loads it by mistake; the next merge to the same place starts it anew.
+so that nothing loads it by mistake; the next merge to the same place starts it anew. Killed right
+after the rename it leaves a whole result, with an empty hidden file beside it.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,14 +24,16 @@ from adapterhub.errors import (
     InvalidAdapter,
     InvalidBase,
     NotMergeable,
-    OutputError,
 )
-from adapterhub.merge.plan import MergePlan, Term, Work
+from adapterhub.kernels.operands import check_finite
+from adapterhub.merge.output import partial_directory, publish, sync, write
+from adapterhub.merge.work import MergePlan, Term, Work
 from adapterhub.tensorfile import DTYPES, ArrayTensor, ShardLayout, Tensor, index_json
 
 Progress = Callable[[int], None]
-MARKER = ".adapterhub-partial"
-SPARE_BYTES = 1 << 20  # config, index, report
+INDEX = "model.safetensors.index.json"
+DIVERGED = "this adapter diverged in training; take an earlier checkpoint"
+FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -59,37 +58,14 @@ def run(
     either way nothing is left behind.
     """
     out = out.absolute()
-    with _partial(out, plan.write_bytes) as directory, _named_output_errors(out):
-        digests = _write_shards(plan, directory, base_digests, progress)
-        files = _write_small_files(plan, directory)
-        written = Written(digests, files)
-        _write(directory / "adapterhub.json", describe(written))
-        (directory / MARKER).unlink()
-        _sync_directory(directory)
-        directory.replace(out)
-        _sync_directory(out.parent)
+    with partial_directory(out, plan.write_bytes) as directory:
+        digests, files = _write_shards(plan, directory, base_digests, progress)
+        files |= _write_small_files(plan, directory)
+        plan.base.check_unchanged()
+        written = Written(digests, dict(sorted(files.items())))
+        write(directory / "adapterhub.json", describe(written))
+        publish(directory, out)
     return written
-
-
-def repeat(
-    plan: MergePlan, *, base_digests: Mapping[str, bytes], progress: Progress | None = None
-) -> Mapping[str, bytes]:
-    """D of every output tensor, computed without writing anything."""
-    digests = {}
-    for work in plan.works.values():
-        digests[work.name] = _digest_of(work, plan, base_digests)
-        if progress:
-            progress(work.value.nbytes)
-    return digests
-
-
-def _digest_of(work: Work, plan: MergePlan, base_digests: Mapping[str, bytes]) -> bytes:
-    if work.is_copy and work.stored is not None:
-        return base_digests[work.stored]
-    hasher = digest.TensorHasher()
-    for piece in compute(work, plan).pieces():
-        hasher.update(piece)
-    return hasher.digest()
 
 
 # --- weights ----------------------------------------------------------------------------------
@@ -100,7 +76,8 @@ def _write_shards(
     directory: Path,
     base_digests: Mapping[str, bytes],
     progress: Progress | None,
-) -> dict[str, bytes]:
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """D of every tensor, and sha256 of the index if there is one."""
     digests: dict[str, bytes] = {}
     for shard in plan.shards:
         with (directory / shard.filename).open("xb") as file:
@@ -110,11 +87,13 @@ def _write_shards(
                 digests[work.name] = _write_tensor(work, plan, file, base_digests)
                 if progress:
                     progress(spec.nbytes)
-            _sync(file)
+            sync(file)
         _check_size(directory / shard.filename, shard)
-    if len(plan.shards) > 1:
-        _write(directory / "model.safetensors.index.json", index_json(plan.shards))
-    return digests
+    if [shard.filename for shard in plan.shards] == ["model.safetensors"]:
+        return digests, {}
+    index = index_json(plan.shards)
+    write(directory / INDEX, index)
+    return digests, {INDEX: digest.of_bytes(index)}
 
 
 def _write_tensor(
@@ -140,71 +119,104 @@ def _check_size(path: Path, shard: ShardLayout) -> None:
 
 
 def compute(work: Work, plan: MergePlan) -> Tensor:
-    """The output tensor of one piece of work: the base's own, or its merged values."""
-    if not work.terms and work.dtype == work.value.dtype:
+    """The output tensor of one piece of work: the base's own, or its new values."""
+    if work.is_copy:
         return work.value
     try:
-        return ArrayTensor(_merged(work))
+        return ArrayTensor(_new_values(work))
     except kernels.NonFinite as error:
         raise _explained(error, work, plan) from error
 
 
-def _merged(work: Work) -> np.ndarray:
+def _new_values(work: Work) -> np.ndarray:
+    """A replacement, a cast or a merge, rounded once."""
     dtype = DTYPES[work.dtype]
     value = work.value.read()
-    if value.dtype != dtype or not work.terms:
-        value = value.astype(np.float32)  # exact, or the one rounding of fp64
+    if work.value.dtype in FLOATS:
+        check_finite(value.reshape(-1), "weight")
+    if value.dtype != dtype:
+        value = value.astype(np.float32)  # exact: from fp16 or bf16
     if work.terms:
         value = _apply(work, value)
-    return value if value.dtype == dtype else _rounded(value, dtype)
-
-
-def _rounded(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return kernels.round_to(value.reshape(-1), dtype).reshape(value.shape)
+    return value if value.dtype == dtype else kernels.round_to(value, dtype)
 
 
 def _apply(work: Work, value: np.ndarray) -> np.ndarray:
     """`value` plus the terms, in its own dtype and shape."""
     if work.terms[0].a is None:
         return kernels.add_scaled(value, [(t.scale, _fp32(t.b)) for t in work.terms])
-    matrix = value.T if work.transposed else value.reshape(value.shape[0], -1)
-    merged = kernels.merge_low_rank(matrix, [_factor(term) for term in work.terms])
+    merged = kernels.merge_low_rank(_logical(value, work), [_factor(t) for t in work.terms])
     return np.ascontiguousarray(merged.T) if work.transposed else merged.reshape(value.shape)
+
+
+def _logical(value: np.ndarray, work: Work) -> np.ndarray:
+    """The formula's (out, in) of a weight as stored."""
+    return value.T if work.transposed else _flat(value)
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """(n, …) → (n, product of the rest), also where one of them is 0."""
+    return array.reshape(array.shape[0], math.prod(array.shape[1:]))
 
 
 def _factor(term: Term) -> kernels.Factor:
     if term.a is None:
         raise NotMergeable(f"{term.key}: a bias cannot be added to a matrix")
-    a, b = _fp32(term.a), _fp32(term.b)
-    return kernels.Factor(
-        a=a.reshape(a.shape[0], -1), b=b.reshape(b.shape[0], -1), scale=term.scale
-    )
+    return kernels.Factor(a=_flat(_fp32(term.a)), b=_flat(_fp32(term.b)), scale=term.scale)
 
 
 def _fp32(tensor: Tensor) -> np.ndarray:
     return tensor.read().astype(np.float32, copy=False)
 
 
+# --- values that are refused ------------------------------------------------------------------
+
+
 def _explained(error: kernels.NonFinite, work: Work, plan: MergePlan) -> AdapterHubError:
     """The kernel's terse fact, with the names that it does not know."""
-    where = list(error.index)
     if error.operand == "result":
+        where = _stored_index(error.index, work)
         return NotMergeable(
             f"{work.name} at {where}: the result does not fit {work.dtype}",
             remedy="--dtype float32, or a smaller weight for the adapter",
         )
-    if error.factor is None:
-        return InvalidBase(
-            f"{work.stored or work.name} at {where} of the base is NaN or infinite",
-            remedy="get the base anew; a merge would spread the damage",
+    if error.factor is not None:
+        return _bad_factor(error, work.terms[error.factor], plan)
+    place = _unravelled(error.index[0], work.value.shape)
+    if work.replaces:
+        return InvalidAdapter(
+            f"the adapter's {work.name} at {place} is NaN or infinite", remedy=DIVERGED
         )
-    term = work.terms[error.factor]
-    source = plan.sources[term.source].name
-    role = {"a": "A", "b": "B"}.get(error.operand, error.operand)
-    return InvalidAdapter(
-        f"{source}: {term.key} has a value in its factor {role} at {where} that is NaN or infinite",
-        remedy="this adapter diverged in training; take an earlier checkpoint",
+    return InvalidBase(
+        f"{work.stored} at {place} of the base is NaN or infinite",
+        remedy="get the base anew; a merge would spread the damage",
     )
+
+
+def _bad_factor(error: kernels.NonFinite, term: Term, plan: MergePlan) -> InvalidAdapter:
+    tensor = term.a if error.operand == "a" and term.a is not None else term.b
+    first, *rest = error.index
+    place = [first, *_unravelled(rest[0], tensor.shape[1:])] if rest else [first]
+    role = {"a": "factor A", "b": "factor B"}.get(error.operand, "value")
+    return InvalidAdapter(
+        f"{plan.sources[term.source].name}: {term.key} has a {role} that is NaN or infinite "
+        f"at {place}",
+        remedy=DIVERGED,
+    )
+
+
+def _unravelled(index: int, shape: tuple[int, ...]) -> list[int]:
+    return [int(i) for i in np.unravel_index(index, shape)]
+
+
+def _stored_index(index: tuple[int, ...], work: Work) -> list[int]:
+    """Where an element of the formula's (out, in) is in the tensor as stored."""
+    if len(index) != 2 or not work.terms:
+        return list(index)
+    row, column = index
+    if work.transposed:
+        return [column, row]
+    return [row, *_unravelled(column, work.shape[1:])]
 
 
 # --- other files ------------------------------------------------------------------------------
@@ -212,115 +224,18 @@ def _explained(error: kernels.NonFinite, work: Work, plan: MergePlan) -> Adapter
 
 def _write_small_files(plan: MergePlan, directory: Path) -> dict[str, str]:
     files = {}
-    for name, path in plan.companions.items():
-        data = path.read_bytes()
-        _write(directory / name, data)
+    for name in plan.companions:
+        data = plan.base.bytes_of(name)
+        write(directory / name, data)
         files[name] = digest.of_bytes(data)
     data = _config_bytes(plan)
-    _write(directory / "config.json", data)
+    write(directory / "config.json", data)
     files["config.json"] = digest.of_bytes(data)
-    return dict(sorted(files.items()))
+    return files
 
 
 def _config_bytes(plan: MergePlan) -> bytes:
     """The base's own bytes where the merge changes nothing that they say."""
     if plan.config == plan.base.config:
-        return (plan.base.path / "config.json").read_bytes()
-    return (json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        _sync(file)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-# --- the partial directory --------------------------------------------------------------------
-
-
-@contextmanager
-def _partial(out: Path, nbytes: int) -> Iterator[Path]:
-    """`<out>.partial`, ours alone while it lasts; gone if anything fails."""
-    check_output(out)
-    partial = out.with_name(f"{out.name}.partial")
-    with _named_output_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(out, nbytes)
-        with _claimed(partial):
-            try:
-                yield partial
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-
-
-def check_output(out: Path) -> None:
-    """Raises OutputError if something is at `out` already."""
-    if out.is_dir() and not out.is_symlink():
-        if any(out.iterdir()):
-            raise OutputError(
-                f"{out} is not empty", remedy="choose a new directory, or empty this one"
-            )
-    elif os.path.lexists(out):
-        raise OutputError(f"{out} exists and is not a directory", remedy="choose another --out")
-
-
-def _check_space(out: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < nbytes + SPARE_BYTES:
-        raise OutputError(
-            f"{out.parent} has {free:,} bytes free, the merge writes {nbytes:,}",
-            remedy="free some space, or choose another --out",
-        )
-
-
-@contextmanager
-def _claimed(partial: Path) -> Iterator[None]:
-    """A fresh directory with a locked marker; what a killed merge left there is removed."""
-    if partial.exists() and not (partial / MARKER).is_file() and any(partial.iterdir()):
-        raise OutputError(
-            f"{partial} exists and is not the remainder of a merge",
-            remedy="move it away, or choose another --out",
-        )
-    partial.mkdir(exist_ok=True)
-    with (partial / MARKER).open("ab") as marker:
-        try:
-            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"another merge is writing to {partial}", remedy="wait for it to end"
-            ) from None
-        for entry in partial.iterdir():
-            if entry.name != MARKER:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        yield
-
-
-@contextmanager
-def _named_output_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        remedies = {
-            errno.ENOSPC: "the disk is full: free some space, or choose another --out",
-            errno.EDQUOT: "the quota is used up: free some space, or choose another --out",
-            errno.EACCES: "choose an --out that you may write to",
-            errno.EROFS: "choose an --out that you may write to",
-        }
-        raise OutputError(
-            f"writing {out} failed: {error.strerror}",
-            remedy=remedies.get(error.errno or 0, "nothing was left behind; try again"),
-        ) from error
+        return plan.base.bytes_of("config.json")
+    return (json.dumps(plan.config, indent=2) + "\n").encode("ascii")

@@ -10,7 +10,7 @@ from typing import Any
 
 from adapterhub import digest
 from adapterhub.merge.engine import Written
-from adapterhub.merge.plan import MergePlan, Source
+from adapterhub.merge.work import MergePlan, Source
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import digest, schema, strictjson
+from adapterhub.base import TOKENIZER_FILES
 from adapterhub.errors import AdapterHubError, NotFound
+from adapterhub.merge import companions
 from adapterhub.tensorfile import Checkpoint, open_checkpoint, tensor_digests
 
 Progress = Callable[[int], None]
@@ -46,15 +48,18 @@ def _file_differences(directory: Path, files: dict[str, str]) -> Iterator[str]:
             yield f"{name} is missing"
         elif digest.of_bytes(path.read_bytes()) != expected:
             yield f"{name} has changed"
+    for name in (*TOKENIZER_FILES, *companions.OTHER_FILES):
+        if name not in files and (directory / name).exists():
+            yield f"{name} is not in the report"
 
 
 def _tensor_differences(
     checkpoint: Checkpoint, report: dict[str, Any], progress: Progress | None
 ) -> Iterator[str]:
     said: dict[str, dict[str, Any]] = report["tensors"]
-    for name in said.keys() - checkpoint.tensors.keys():
+    for name in sorted(said.keys() - checkpoint.tensors.keys()):
         yield f"tensor {name} is missing"
-    for name in checkpoint.tensors.keys() - said.keys():
+    for name in sorted(checkpoint.tensors.keys() - said.keys()):
         yield f"tensor {name} is not in the report"
     digests = tensor_digests(checkpoint.tensors, progress=progress)
     for name, tensor in checkpoint.tensors.items():

@@ -2,19 +2,22 @@
 
 Three spellings of one tensor meet here. The trained model says `bert.encoder.layer.0…`, a bare
 checkpoint `encoder.layer.0…`, one with a head `bert.encoder.layer.0…` beside `classifier.weight`.
-The catalogue's prefix relates them.
+The catalogue's prefixes relate them, and its `live` names where memory and files differ (ViT).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from adapterhub.adapter import Adapter
-from adapterhub.base import Base
+from adapterhub.base import Base, respelled
 from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement, method
+
+LABELLED = ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLS")  # tasks whose heads have a row for each label
 
 
 @dataclass(frozen=True)
@@ -24,95 +27,154 @@ class Naming:
     base: Base
     target: ModelClass | None = None
 
+    @property
+    def result(self) -> ModelClass | None:
+        """The class that loads the result; None if nobody knows it."""
+        return self.target or self.base.model_class
+
     def stored(self, module: str) -> str:
         """Path of `module` in the base's files, whether or not they have it."""
-        if self._holds(module):
-            return module
-        bare = self._bare(module)
-        return f"{self.base.prefix}.{bare}" if self.base.prefix else bare
+        found = next((path for path in self._spellings(module) if self._holds(path)), None)
+        return found or self._usual(module)
 
     def _holds(self, module: str) -> bool:
         return any(f"{module}.{name}" in self.base.tensors for name in ("weight", "bias"))
 
-    def _bare(self, path: str) -> str:
-        known = self.base.architecture.prefix if self.base.architecture else ""
-        return path.removeprefix(f"{known}.") if known else path
+    def _spellings(self, module: str) -> Iterator[str]:
+        """What `module` of the trained model may be called in the files."""
+        yield module
+        for trained in self._classes():
+            path = trained.stored_path(module)
+            yield path
+            if not trained.prefix or path.startswith(f"{trained.prefix}."):
+                yield respelled(path, trained.prefix, self.base.prefix)
+
+    def _classes(self) -> Iterator[ModelClass]:
+        if self.result is not None:
+            yield self.result
+        if self.base.architecture is not None:
+            yield from self.base.architecture.classes.values()
+
+    def _usual(self, module: str) -> str:
+        """The spelling for a module that the files lack."""
+        for trained in self._classes():
+            path = trained.stored_path(module)
+            if trained.prefix and path.startswith(f"{trained.prefix}."):
+                return respelled(path, trained.prefix, self.base.prefix)
+        return module
+
+    def new(self, part: Replacement) -> str:
+        """Name in the result of a tensor that the base lacks."""
+        module = self.result.stored_path(part.module) if self.result else part.module
+        return f"{module}.{part.parameter}"
 
     def written(self, tensor: str) -> str | None:
         """Name in the result of a tensor stored as `tensor`; None if the class lacks it."""
         if self.target is None:
             return tensor
-        if self._is_backbone(tensor):
-            bare = self._bare(tensor)
-            tensor = f"{self.target.prefix}.{bare}" if self.target.prefix else bare
+        if self.base.is_backbone(tensor):
+            tensor = respelled(tensor, self.base.prefix, self.target.prefix)
         return tensor if self.target.has_tensor(tensor) else None
 
-    def _is_backbone(self, tensor: str) -> bool:
-        if self.base.prefix:
-            return tensor.startswith(f"{self.base.prefix}.")
-        found = self.base.model_class
-        return found is None or not found.is_head(tensor.rpartition(".")[0])
+    @cached_property
+    def ties(self) -> Mapping[str, str]:
+        """Pairs that share one weight in the result; names of the result's class."""
+        return self.result.tied_in(self.base.config) if self.result else {}
+
+    def tie(self, stored: str) -> tuple[str, str] | None:
+        """The tied pair to which a stored or new tensor will belong in the result."""
+        name = self.base.in_class(stored) if self.target is None else self.written(stored) or stored
+        return next((pair for pair in self.ties.items() if name in pair), None)
 
     def transposed(self, part: LowRank) -> bool:
         """Whether the weight is stored (in, out): embeddings, and GPT-2's Conv1D."""
+        return part.layout == "embedding" or self.kind(part.module) == "Conv1D"
+
+    def kind(self, module: str) -> str | None:
+        """What the catalogue says of `module`: Linear, Conv1D …; None if it does not know it."""
+        name = self.base.in_class(f"{self.stored(module)}.weight")
         found = self.base.model_class
-        kind = found.module(self.stored(part.module)) if found else None
-        return part.layout == "embedding" or (kind is not None and kind.kind == "Conv1D")
+        known = found.module(name.rpartition(".")[0]) if found else None
+        return known.kind if known else None
+
+
+# --- the class of the result ------------------------------------------------------------------
 
 
 def target_class(base: Base, adapters: Sequence[tuple[Adapter, Meaning]]) -> ModelClass | None:
     """The class that the adapters' heads ask for, or None if the base's own class stays.
 
-    Raises NotMergeable where a head is brought and no single class is known to take it.
+    Raises BaseMismatch where no class takes a head, NotMergeable where no single one does.
     """
-    naming = Naming(base)
-    wanted: dict[str, ModelClass] = {}
-    for adapter, meaning in adapters:
-        new = [
-            f"{part.module}.{part.parameter}"
-            for part in meaning
-            if isinstance(part, Replacement)
-            and f"{naming.stored(part.module)}.{part.parameter}" not in base.tensors
-        ]
-        if new:
-            found = _class_with(base, adapter, new)
-            wanted[found.name] = found
+    wanted = {c.name: c for a, parts in adapters if (c := _class_asked_for(base, a, parts))}
     if len(wanted) > 1:
         raise NotMergeable(
             f"the adapters make different models: {', '.join(sorted(wanted))}",
             remedy="merge them one at a time, each into a directory of its own",
         )
     target = next(iter(wanted.values()), None)
-    same = target and base.model_class and target.name == base.model_class.name
+    own = base.model_class
+    same = target and own and target.name == own.name and base.prefix == target.prefix
     return None if same else target
 
 
-def _class_with(base: Base, adapter: Adapter, new: Sequence[str]) -> ModelClass:
-    known = base.architecture
-    if known is None:
-        raise BaseMismatch(
-            f"the adapter brings tensors that the base lacks, and model_type "
-            f"{base.model_type!r} is not known",
-            details=new,
-            remedy="check that this is the right base",
-        )
-    by_task = known.class_for_task(adapter.task) if adapter.task else None
-    candidates = [by_task] if by_task else list(known.classes.values())
-    fitting = [c for c in candidates if all(c.has_tensor(name) for name in new)]
-    if len(fitting) == 1:
-        return fitting[0]
+def _class_asked_for(base: Base, adapter: Adapter, parts: Meaning) -> ModelClass | None:
+    """The class that has the heads which this adapter brings; None if it brings none."""
+    new = _new(base, parts)
+    if not new:
+        return _class_of_heads(base, adapter, parts)
+    fitting = _fitting(base, adapter, new)
     if not fitting:
-        asked = by_task.name if by_task else f"any {known.model_type} class"
-        raise BaseMismatch(
-            f"the adapter brings tensors that neither the base nor {asked} has",
-            details=new,
-            remedy="check that this is the right base",
+        refuse(base, "the adapter", _homeless(base, adapter, parts))
+    if len(fitting) > 1:
+        raise NotMergeable(
+            f"the adapter's head fits several classes: {', '.join(c.name for c in fitting)}; "
+            f"its task is {adapter.task or 'not stated'}",
+            remedy="state task_type in adapter_config.json, for example TOKEN_CLS, and add it "
+            "again",
         )
-    raise NotMergeable(
-        f"the adapter's head fits several classes: {', '.join(c.name for c in fitting)}; "
-        f"its task is {adapter.task or 'not stated'}",
-        remedy="state task_type in adapter_config.json, for example TOKEN_CLS, and add it again",
-    )
+    return fitting[0]
+
+
+def _class_of_heads(base: Base, adapter: Adapter, parts: Meaning) -> ModelClass | None:
+    """A head of the same name may serve another task: `classifier` of tokens or of sequences."""
+    found = _class_of_task(base, adapter)
+    if found is None or found == base.model_class:
+        return None
+    heads = [
+        part
+        for part in parts
+        if isinstance(part, Replacement) and found.is_head(found.stored_path(part.module))
+    ]
+    return found if heads and all(_has(found, part) for part in heads) else None
+
+
+def _new(base: Base, parts: Meaning) -> list[Replacement]:
+    """The replacements of tensors that the base lacks."""
+    naming = Naming(base)
+    return [
+        part
+        for part in parts
+        if isinstance(part, Replacement)
+        and f"{naming.stored(part.module)}.{part.parameter}" not in base.tensors
+    ]
+
+
+def _class_of_task(base: Base, adapter: Adapter) -> ModelClass | None:
+    known = base.architecture
+    return known.class_for_task(adapter.task) if known and adapter.task else None
+
+
+def _fitting(base: Base, adapter: Adapter, new: Sequence[Replacement]) -> list[ModelClass]:
+    if base.architecture is None:
+        return []
+    by_task = _class_of_task(base, adapter)
+    candidates = [by_task] if by_task else list(base.architecture.classes.values())
+    return [found for found in candidates if all(_has(found, part) for part in new)]
+
+
+def _has(found: ModelClass, part: Replacement) -> bool:
+    return found.has_tensor(f"{found.stored_path(part.module)}.{part.parameter}")
 
 
 # --- mismatches -------------------------------------------------------------------------------
@@ -120,20 +182,41 @@ def _class_with(base: Base, adapter: Adapter, new: Sequence[str]) -> ModelClass:
 
 def check(base: Base, adapter: Adapter, *, name: str) -> None:
     """Raises BaseMismatch with every module that the base lacks or has in another shape."""
-    naming = Naming(base)
     parts = method(adapter.method).implementation.parts(adapter)
-    refuse(base, name, [found for part in parts if (found := mismatch(naming, part))])
+    refuse(base, name, mismatches(base, adapter, parts))
     target_class(base, [(adapter, parts)])
 
 
-def refuse(base: Base, name: str, mismatches: Sequence[str]) -> None:
+def refuse(base: Base, name: str, found: Sequence[str]) -> None:
     """One error for all that does not fit, so that nobody has to mend them one by one."""
-    if mismatches:
+    if found:
+        count = f"{len(found)} mismatch{'es' if len(found) > 1 else ''}"
         raise BaseMismatch(
-            f"{name} does not fit the base {base.path}: {len(mismatches)} mismatches",
-            details=mismatches,
+            f"{name} does not fit the base {base.path}: {count}",
+            details=found,
             remedy="check that this is the base it was trained on: adapterhub show REF",
         )
+
+
+def mismatches(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
+    """Why `adapter` cannot be applied to the base, a sentence for each module."""
+    naming = Naming(base)
+    found = [sentence for part in parts if (sentence := mismatch(naming, part))]
+    return found + _homeless(base, adapter, parts)
+
+
+def _homeless(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
+    """New tensors that no class of this architecture would load."""
+    new = _new(base, parts)
+    if not new or _fitting(base, adapter, new):
+        return []
+    known, by_task = base.architecture, _class_of_task(base, adapter)
+    if known is None:
+        why = f"the base has no such tensor, and its model_type {base.model_type!r} is not known"
+        return [f"{part.module}.{part.parameter}: {why}" for part in new]
+    asked = by_task.name if by_task else f"any {known.model_type} class"
+    lacking = [part for part in new if by_task is None or not _has(by_task, part)]
+    return [f"{p.module}.{p.parameter}: neither the base nor {asked} has it" for p in lacking]
 
 
 def mismatch(naming: Naming, part: LowRank | BiasDelta | Replacement) -> str:
@@ -146,12 +229,19 @@ def mismatch(naming: Naming, part: LowRank | BiasDelta | Replacement) -> str:
     if there is None:
         # A replacement that the base lacks may be a new head: `target_class` decides.
         return "" if isinstance(part, Replacement) else _missing(naming, part.module, parameter)
-    found = naming.base.model_class
-    resizable = isinstance(part, Replacement) and found and found.is_head(stored.rpartition(".")[0])
-    if there.shape == part.value.shape or resizable:
+    resizable = isinstance(part, Replacement) and _resizable(naming.base, stored)
+    if there.shape == part.value.shape or (
+        resizable and there.shape[1:] == part.value.shape[1:] and part.value.shape
+    ):
         return ""
     got, expected = list(part.value.shape), list(there.shape)
     return f"{part.module}.{parameter}: the adapter has shape {got}, the base {expected}"
+
+
+def _resizable(base: Base, stored: str) -> bool:
+    """A head has as many rows as there are labels, and an adapter may bring other labels."""
+    found = base.model_class
+    return found is not None and found.task in LABELLED and found.is_head(stored.rpartition(".")[0])
 
 
 def _weight_mismatch(naming: Naming, part: LowRank) -> str:
@@ -162,12 +252,16 @@ def _weight_mismatch(naming: Naming, part: LowRank) -> str:
     if shape == there.shape:
         return ""
     got = f"factors of shape {list(shape)}" if shape else "factors of an unknown layout"
-    return f"{part.module}: the adapter has {got}, the base a weight of {list(there.shape)}"
+    packed = f" ({there.dtype})" if there.dtype not in ("F32", "F16", "BF16") else ""
+    base = f"a weight of {list(there.shape)}{packed}"
+    return f"{part.module}: the adapter has {got}, the base {base}"
 
 
 def _missing(naming: Naming, module: str, parameter: str) -> str:
     tie = naming.base.tied.get(f"{naming.stored(module)}.{parameter}")
     why = f"; it is tied to {tie}" if tie else ""
+    if naming.base.config.get("quantization_config"):
+        why += "; the base is quantised, give the full-precision one"
     return f"{module}.{parameter}: the base has no such tensor{why}"
 
 

@@ -1,0 +1,236 @@
+"""Collects what the adapters of a merge do to each tensor; refuses what does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub.base import Base
+from adapterhub.errors import NotMergeable
+from adapterhub.merge.work import OUTPUT_DTYPES, Fate, Options, Source, Term, Work
+from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement
+from adapterhub.registry.fit import Naming
+from adapterhub.tensorfile import Tensor
+
+FLOATS = ("F32", "F16", "BF16")  # what the formula of DESIGN §4 covers
+FACTOR_FLOATS = (*FLOATS, "F8_E4M3", "F8_E5M2")  # fp32 holds each of them exactly
+
+
+class Draft:
+    """Collects the parts of all adapters by the stored tensor that they touch."""
+
+    def __init__(self, naming: Naming, sources: Sequence[Source], options: Options) -> None:
+        self.naming = naming
+        self.base = naming.base
+        self.sources = sources
+        self.options = options
+        self._touched: list[tuple[int, str, str, str]] = []  # source, tensor, verb, stored name
+        self.terms: dict[str, list[Term]] = {}
+        self.transposed: set[str] = set()
+        self.replacements: dict[str, tuple[Replacement, list[int]]] = {}  # and who brings it
+
+    def add(self, number: int, part: LowRank | BiasDelta | Replacement) -> None:
+        """Take in one part of adapter `number`. Raises NotMergeable."""
+        if isinstance(part, LowRank):
+            self._add_low_rank(number, part)
+        elif isinstance(part, BiasDelta):
+            self._add_bias(number, part)
+        else:
+            self._add_replacement(number, part)
+
+    def _fate(self, number: int, module: str, role: str, verb: str, stored: str) -> None:
+        self._touched.append((number, f"{module}.{role}", verb, stored))
+
+    def fates(self) -> tuple[Fate, ...]:
+        """Of every tensor of every adapter, with the names of the result."""
+        return tuple(
+            Fate(number, tensor, f"{verb} {written}" if written else f"unused: no {stored} there")
+            for number, tensor, verb, stored in self._touched
+            for written in (self._written(stored),)
+        )
+
+    def _written(self, stored: str) -> str | None:
+        return self.naming.written(stored) if stored in self.base.tensors else stored
+
+    def _coefficient(self, number: int, scale: float) -> np.float32:
+        with np.errstate(over="ignore"):
+            coefficient = np.float32(scale * self.sources[number].weight)
+        if not np.isfinite(coefficient):
+            raise NotMergeable(
+                f"the scaling {scale} times the weight of {self.sources[number].name} "
+                "is beyond fp32",
+                remedy="correct lora_alpha or the weight",
+            )
+        return coefficient
+
+    def _refuse_tied(self, stored: str) -> None:
+        if pair := self.naming.tie(stored):
+            raise NotMergeable(
+                f"{stored} is one of a tied pair ({pair[0]} and {pair[1]} share one weight)",
+                remedy="a later version unties them; until then leave it out of the adapter",
+            )
+
+    def _refuse_unknown_layout(self, number: int, part: LowRank) -> None:
+        """GPT-2's Conv1D stores (in, out), which a square weight does not show."""
+        flagged = self.sources[number].adapter.config.get("fan_in_fan_out")
+        if flagged and part.layout == "linear" and self.naming.kind(part.module) is None:
+            raise NotMergeable(
+                f"{part.module}: the adapter's fan_in_fan_out says that some weights are stored "
+                f"transposed, and nothing is known of model_type {self.base.model_type!r}",
+                remedy="correct model_type in the base's config.json",
+            )
+
+    def _add_low_rank(self, number: int, part: LowRank) -> None:
+        stored = f"{self.naming.stored(part.module)}.weight"
+        self._refuse_tied(stored)
+        self._refuse_unknown_layout(number, part)
+        for role, tensor in zip(part.roles, (part.a, part.b), strict=True):
+            _refuse_factor(f"{part.module}.{role}", tensor)
+            self._fate(number, part.module, role, "merged into", stored)
+        if self.naming.transposed(part):
+            self.transposed.add(stored)
+        scale = self._coefficient(number, part.scale)
+        self.terms.setdefault(stored, []).append(Term(number, part.module, part.a, part.b, scale))
+
+    def _add_bias(self, number: int, part: BiasDelta) -> None:
+        stored = f"{self.naming.stored(part.module)}.bias"
+        key = f"{part.module}.{part.role}"
+        refuse_dtype(stored, self.base.tensors[stored].dtype, self.base.path)
+        _refuse_factor(key, part.value)
+        scale = self._coefficient(number, part.scale)
+        self.terms.setdefault(stored, []).append(Term(number, key, None, part.value, scale))
+        self._fate(number, part.module, part.role, "added to", stored)
+
+    def _add_replacement(self, number: int, part: Replacement) -> None:
+        source = self.sources[number]
+        if source.weight != 1.0:
+            raise NotMergeable(
+                f"{source.name} replaces {part.module}.{part.parameter}; a replacement cannot "
+                f"be taken with weight {source.weight:g}",
+                remedy="give this adapter weight 1",
+            )
+        name = f"{self.naming.stored(part.module)}.{part.parameter}"
+        there = self.base.tensors.get(name)
+        name = name if there else self.naming.new(part)
+        self._refuse_tied(name)
+        if there:
+            _refuse_conversion(name, part.value.dtype, there.dtype)
+        self._claim(number, name, part)
+        self._fate(number, part.module, part.role, "replaces" if there else "adds", name)
+
+    def _claim(self, number: int, name: str, part: Replacement) -> None:
+        first, providers = self.replacements.setdefault(name, (part, []))
+        if providers and not _same_bytes(first.value, part.value):
+            raise NotMergeable(
+                f"{self.sources[providers[0]].name} and {self.sources[number].name} both replace "
+                f"{name}, with different values",
+                remedy="merge only one adapter that brings this tensor",
+            )
+        providers.append(number)
+
+    def refuse_conflicts(self) -> None:
+        """An adapter may add to what it has itself replaced, not to what another one has."""
+        for stored in sorted(self.terms.keys() & self.replacements.keys()):
+            providers = self.replacements[stored][1]
+            for term in self.terms[stored]:
+                if term.source not in providers:
+                    raise NotMergeable(
+                        f"{self.sources[providers[0]].name} replaces {stored}, and "
+                        f"{self.sources[term.source].name} adds to it",
+                        remedy="leave one of the adapters out",
+                    )
+
+    def works(self) -> tuple[dict[str, Work], tuple[str, ...]]:
+        """Output tensors in the base's order, then the new ones; and what is left out, sorted."""
+        found = []
+        left_out = []
+        for stored, tensor in self.base.tensors.items():
+            written = self.naming.written(stored)
+            if written is None:
+                left_out.append(stored)
+            else:
+                found.append(self._work(stored, written, tensor))
+        for name, (part, _) in self.replacements.items():
+            if name not in self.base.tensors:
+                found.append(self._new_work(name, part.value))
+        works = {work.name: work for work in found}
+        if len(works) < len(found):
+            twice = sorted({work.name for work in found if works[work.name] is not work})
+            raise NotMergeable(
+                f"two tensors of {self.base.path} would both be called {twice[0]}",
+                remedy="the base holds one tensor under two spellings; get it anew",
+            )
+        return works, tuple(sorted(left_out))
+
+    def _new_work(self, name: str, value: Tensor) -> Work:
+        dtype = self._output_dtype(name, value.dtype)
+        return Work(name, dtype, value.shape, value, None, replaces=True)
+
+    def _work(self, stored: str, written: str, tensor: Tensor) -> Work:
+        claim = self.replacements.get(stored)
+        value: Tensor = claim[0].value if claim else tensor
+        return Work(
+            name=written,
+            dtype=self._output_dtype(stored, tensor.dtype),
+            shape=value.shape,
+            value=value,
+            stored=stored,
+            terms=tuple(self.terms.get(stored, ())),
+            transposed=stored in self.transposed,
+            replaces=claim is not None,
+        )
+
+    def _output_dtype(self, name: str, dtype: str) -> str:
+        if self.options.dtype is None or dtype not in (*FLOATS, "F64"):
+            return dtype
+        if dtype == "F64":
+            raise NotMergeable(
+                f"{name} is fp64, which the merge formula does not round",
+                remedy="leave --dtype out",
+            )
+        return OUTPUT_DTYPES[self.options.dtype]
+
+
+def refuse_packed(base: Base, meaning: Meaning) -> None:
+    """Raises NotMergeable for the first weight whose stored dtype the formula does not cover.
+
+    Before shapes are compared: packed weights have other shapes.
+    """
+    naming = Naming(base)
+    for part in meaning:
+        stored = f"{naming.stored(part.module)}.weight"
+        if isinstance(part, LowRank) and stored in base.tensors:
+            refuse_dtype(stored, base.tensors[stored].dtype, base.path)
+
+
+def refuse_dtype(name: str, dtype: str, path: Path) -> None:
+    if dtype not in FLOATS:
+        raise NotMergeable(
+            f"{name} of {path} is stored as {dtype}; only {', '.join(FLOATS)} can be merged",
+            remedy="give the full-precision base",
+        )
+
+
+def _refuse_factor(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FACTOR_FLOATS:
+        raise NotMergeable(
+            f"{name} is stored as {tensor.dtype}, which fp32 does not hold exactly",
+            remedy="export the adapter in float32, float16 or bfloat16",
+        )
+
+
+def _refuse_conversion(name: str, dtype: str, to: str) -> None:
+    """A replacement takes the dtype of what it replaces, in one rounding or not at all."""
+    if dtype != to and not {dtype, to} <= set(FLOATS):
+        raise NotMergeable(
+            f"{name} is {to} in the base and {dtype} in the adapter",
+            remedy=f"export the adapter with this tensor as {to}",
+        )
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return all(a == b for a, b in zip(one.pieces(), other.pieces(), strict=True))

@@ -1,0 +1,136 @@
+"""What a plan consists of: frozen data, for the planner to make and the engine to follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub.adapter import Adapter
+from adapterhub.base import Base
+from adapterhub.errors import InvalidOption
+from adapterhub.tensorfile import ShardLayout, Tensor
+
+OUTPUT_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One adapter of a merge. `digest` is its version's in the registry, if it came from there."""
+
+    name: str
+    adapter: Adapter
+    weight: float = 1.0
+    digest: str | None = None
+    adapter_root: str | None = None
+    base_weights_root: str | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise InvalidOption(
+                f"the weight of {self.name} is {self.weight}", remedy="give a finite number"
+            )
+
+
+@dataclass(frozen=True)
+class Options:
+    """`dtype`: float32, float16, bfloat16, or None for each tensor's own."""
+
+    dtype: str | None = None
+    max_shard_bytes: int | None = None
+    force_base: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in OUTPUT_DTYPES:
+            raise InvalidOption(
+                f"dtype {self.dtype!r} is unknown", remedy=f"one of {', '.join(OUTPUT_DTYPES)}"
+            )
+
+
+@dataclass(frozen=True)
+class Term:
+    """`scale` is the coefficient of DESIGN §4, rounded once to fp32; `source` numbers the adapter.
+
+    For a bias, `a` is None and `b` is the vector.
+    """
+
+    source: int
+    key: str
+    a: Tensor | None
+    b: Tensor
+    scale: np.float32
+
+
+@dataclass(frozen=True)
+class Work:
+    """One output tensor.
+
+    The bytes of `value` (from the base or, where `replaces`, from an adapter), plus `terms` in
+    order, rounded to `dtype`. `transposed`: the formula's (out, in) is stored as (in, out).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: Tensor
+    stored: str | None  # its name in the base; None for a tensor that the base lacks
+    terms: tuple[Term, ...] = ()
+    transposed: bool = False
+    replaces: bool = False
+
+    @property
+    def is_copy(self) -> bool:
+        """The base's own bytes, unchanged."""
+        return not self.terms and not self.replaces and self.dtype == self.value.dtype
+
+    @property
+    def action(self) -> str:
+        if self.terms:
+            return "merge"
+        if self.replaces:
+            return "replace" if self.stored else "add"
+        return "copy" if self.is_copy else "cast"
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one tensor of one adapter."""
+
+    source: int
+    tensor: str
+    fate: str
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    base: Base
+    sources: tuple[Source, ...]
+    options: Options
+    works: Mapping[str, Work]
+    shards: tuple[ShardLayout, ...]
+    fates: tuple[Fate, ...]
+    left_out: tuple[str, ...]
+    model_class: str | None
+    config: Mapping[str, Any]
+    companions: Mapping[str, Path]
+    notes: tuple[str, ...] = ()
+    read_bytes: int = field(init=False)
+    write_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        reads = sum(_reads(work) for work in self.works.values())
+        object.__setattr__(self, "read_bytes", reads)
+        object.__setattr__(self, "write_bytes", sum(shard.nbytes for shard in self.shards))
+
+    @property
+    def changed(self) -> tuple[Work, ...]:
+        return tuple(work for work in self.works.values() if not work.is_copy)
+
+
+def _reads(work: Work) -> int:
+    factors = sum(t.b.nbytes + (t.a.nbytes if t.a else 0) for t in work.terms)
+    return work.value.nbytes + factors
