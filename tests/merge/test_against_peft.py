@@ -1,0 +1,393 @@
+"""Merges of real transformers models, against PEFT's own forward pass and two references."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from building import opened, read_adapter
+
+from adapterhub import merge
+from adapterhub.merge import Options, Source
+from adapterhub.methods import LowRank, method
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+SMALL: dict[str, Any] = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2}
+ATTENTION = {"num_attention_heads": 2, "intermediate_size": 20}
+BERT = {**SMALL, **ATTENTION, "max_position_embeddings": 16}
+DECODER = {**SMALL, **ATTENTION, "num_key_value_heads": 1, "max_position_embeddings": 32}
+T5 = {
+    "vocab_size": 24,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 20,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
+OPT = {**SMALL, "num_attention_heads": 2, "ffn_dim": 20, "max_position_embeddings": 16}
+GPT2 = {"vocab_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+DISTIL = {
+    "vocab_size": 24,
+    "dim": 16,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 20,
+    "max_position_embeddings": 16,
+}
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """`saved` is the class whose files are the base, `trained` the class that has the adapter."""
+
+    id: str
+    config: str
+    fields: dict[str, Any]
+    saved: str
+    trained: str
+    lora: dict[str, Any]
+    dtype: str = "float32"
+    labels: int = 0
+    shard: str | None = None
+    says: str | None = None  # what config.json says instead of `saved`, as on the Hub
+
+
+def same(id: str, config: str, fields: dict[str, Any], name: str, **lora: Any) -> Model:
+    """The adapter was trained on the class that the base was saved from."""
+    return Model(id, config, fields, name, name, lora)
+
+
+LLAMA = ("LlamaConfig", DECODER, "LlamaForCausalLM")
+PROJECTIONS = ["q_proj", "v_proj", "down_proj"]
+MODELS = [
+    Model(
+        "bert-bare-token",
+        "BertConfig",
+        BERT,
+        "BertModel",
+        "BertForTokenClassification",
+        {"target_modules": ["query", "value"], "task_type": "TOKEN_CLS"},
+        labels=4,
+    ),
+    Model(
+        "bert-bare-sequence",
+        "BertConfig",
+        BERT,
+        "BertModel",
+        "BertForSequenceClassification",
+        {"target_modules": ["query", "dense"], "task_type": "SEQ_CLS"},
+        labels=3,
+    ),
+    Model(
+        "bert-sequence-to-token",
+        "BertConfig",
+        BERT,
+        "BertForSequenceClassification",
+        "BertForTokenClassification",
+        {"target_modules": ["key"], "task_type": "TOKEN_CLS"},
+        labels=3,
+    ),
+    Model(
+        "roberta-token",
+        "RobertaConfig",
+        BERT,
+        "RobertaForMaskedLM",
+        "RobertaForTokenClassification",
+        {"target_modules": ["query"], "task_type": "TOKEN_CLS"},
+        labels=2,
+    ),
+    Model(
+        "roberta-sequence",
+        "RobertaConfig",
+        BERT,
+        "RobertaModel",
+        "RobertaForSequenceClassification",
+        {"target_modules": ["query"], "task_type": "SEQ_CLS"},
+        labels=5,
+    ),
+    Model(
+        "distilbert",
+        "DistilBertConfig",
+        DISTIL,
+        "DistilBertModel",
+        "DistilBertForSequenceClassification",
+        {
+            "target_modules": ["q_lin", "lin1"],
+            "task_type": "SEQ_CLS",
+            "modules_to_save": ["pre_classifier", "classifier"],
+        },
+        labels=3,
+    ),
+    Model(
+        "llama-sequence",
+        "LlamaConfig",
+        {**DECODER, "pad_token_id": 0},
+        "LlamaForCausalLM",
+        "LlamaForSequenceClassification",
+        {"target_modules": PROJECTIONS, "task_type": "SEQ_CLS"},
+        labels=3,
+    ),
+    Model(
+        "gpt2-bare-files",
+        "GPT2Config",
+        {**GPT2, "tie_word_embeddings": True},
+        "GPT2Model",
+        "GPT2LMHeadModel",
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
+        says="GPT2LMHeadModel",
+    ),
+    Model(
+        "vit-conv",
+        "ViTConfig",
+        VIT,
+        "ViTModel",
+        "ViTForImageClassification",
+        {"target_modules": ["q_proj", "projection", "fc1"], "modules_to_save": ["classifier"]},
+        labels=3,
+    ),
+    same("llama", *LLAMA, target_modules=PROJECTIONS, task_type="CAUSAL_LM"),
+    same("llama-rslora", *LLAMA, target_modules=PROJECTIONS, use_rslora=True, lora_alpha=5),
+    same(
+        "llama-patterns",
+        *LLAMA,
+        target_modules=PROJECTIONS,
+        rank_pattern={"q_proj": 7, r"layers\.1\..*v_proj": 2},
+        alpha_pattern={"q_proj": 3, "down_proj": 11},
+    ),
+    same("llama-embeddings", *LLAMA, target_modules=["embed_tokens", "q_proj", "lm_head"]),
+    same("llama-high-rank", *LLAMA, target_modules=["o_proj"], r=33),
+    same("gpt2", "GPT2Config", GPT2, "GPT2LMHeadModel", target_modules=["c_attn", "c_proj"]),
+    same("qwen2", "Qwen2Config", DECODER, "Qwen2ForCausalLM", target_modules="all-linear"),
+    same(
+        "qwen2-lora-bias",
+        "Qwen2Config",
+        DECODER,
+        "Qwen2ForCausalLM",
+        target_modules=["q_proj", "k_proj"],
+        lora_bias=True,
+    ),
+    same("mistral", "MistralConfig", DECODER, "MistralForCausalLM", target_modules=PROJECTIONS),
+    same("t5", "T5Config", T5, "T5ForConditionalGeneration", target_modules=["q", "v", "wo"]),
+    same("opt-bias-all", "OPTConfig", OPT, "OPTForCausalLM", target_modules=["q_proj"], bias="all"),
+    same(
+        "opt-bias-lora",
+        "OPTConfig",
+        OPT,
+        "OPTForCausalLM",
+        target_modules=["q_proj"],
+        bias="lora_only",
+    ),
+    same(
+        "bloom",
+        "BloomConfig",
+        {"vocab_size": 24, "hidden_size": 16, "n_layer": 2, "n_head": 2},
+        "BloomForCausalLM",
+        target_modules=["query_key_value"],
+    ),
+    same(
+        "neox",
+        "GPTNeoXConfig",
+        {**BERT, "rotary_pct": 0.5},
+        "GPTNeoXForCausalLM",
+        target_modules=["query_key_value", "dense"],
+        modules_to_save=["lm_head"],
+    ),
+    Model("llama-bf16", *LLAMA, LLAMA[2], {"target_modules": PROJECTIONS}, dtype="bfloat16"),
+    Model("llama-fp16", *LLAMA, LLAMA[2], {"target_modules": PROJECTIONS}, dtype="float16"),
+    Model("llama-sharded", *LLAMA, LLAMA[2], {"target_modules": PROJECTIONS}, shard="5KB"),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    model: Model
+    base: Path
+    adapter: Path
+    live: Any
+
+
+def make(model: Model, path: Path) -> Case:
+    """Save a base, put a random adapter on it as PEFT does, and save that too."""
+    torch.manual_seed(len(model.id))
+    labels = {"num_labels": model.labels} if model.labels else {}
+    base_class = getattr(transformers, model.saved)
+    config = getattr(transformers, model.config)(**{"tie_word_embeddings": False, **model.fields})
+    dtype = getattr(torch, model.dtype)
+    base = base_class(config).to(dtype).eval()
+    randomise(base)
+    shards = {"max_shard_size": model.shard} if model.shard else {}
+    base.save_pretrained(path / "base", **shards)
+    if model.says:
+        config_file = path / "base" / "config.json"
+        config_file.write_text(config_file.read_text().replace(model.saved, model.says))
+    trained_class = getattr(transformers, model.trained)
+    live = trained_class.from_pretrained(
+        path / "base", dtype=dtype, ignore_mismatched_sizes=True, **labels
+    ).eval()
+    settings = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, **model.lora}
+    live = peft.get_peft_model(live, peft.LoraConfig(**settings)).eval()
+    randomise(live, only_trained=True)
+    live.save_pretrained(path / "adapter")
+    return Case(model, path / "base", path / "adapter", live)
+
+
+def randomise(model: Any, *, only_trained: bool = False) -> None:
+    """Biases and norms too, which are zeros and ones when new."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad or not only_trained:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+
+
+def merged(case: Case, out: Path) -> Any:
+    plan = merge.plan(opened(case.base), [Source("it", read_adapter(case.adapter))], Options())
+    return merge.run(plan, out)
+
+
+def inputs(model: Any) -> dict[str, Any]:
+    if model.config.model_type == "vit":
+        return {"pixel_values": torch.rand(2, 3, 8, 8)}
+    ids = torch.randint(2, 24, (2, 7))
+    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.model_type == "t5":
+        found["decoder_input_ids"] = ids.flip(1)
+    return found
+
+
+def load(case: Case, out: Path, caplog: pytest.LogCaptureFixture) -> Any:
+    """Load the result as a user would; nothing missing, nothing left over, no warning."""
+    caplog.clear()
+    transformers.utils.logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING):
+            model, info = getattr(transformers, case.model.trained).from_pretrained(
+                out, output_loading_info=True
+            )
+    finally:
+        transformers.utils.logging.disable_propagation()
+    assert {key: list(value) for key, value in info.items() if value} == {}
+    assert [record.getMessage() for record in caplog.records] == []
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
+def test_the_result_computes_what_peft_computes(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = make(model, tmp_path)
+    report = merged(case, tmp_path / "out")
+    assert report.model_class == model.trained
+    loaded = load(case, tmp_path / "out", caplog)
+    assert loaded.dtype == getattr(torch, model.dtype)
+    if model.labels:
+        assert loaded.config.num_labels == model.labels
+    with torch.no_grad():
+        given = inputs(loaded)
+        got, want = loaded(**given).logits, case.live(**given).logits
+    assert want.abs().max() > 0.01
+    tolerance = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}[model.dtype]
+    assert (got - want).abs().max() <= tolerance
+    check_weights(case, tmp_path / "out")
+
+
+def check_weights(case: Case, out: Path) -> None:
+    """Every weight that changed, against fp64 rounded once; one of them against the contract."""
+    base, result = opened(case.base), opened(out)
+    adapter = read_adapter(case.adapter)
+    works = merge.plan(base, [Source("it", adapter)]).works
+    changed = [work for work in works.values() if work.terms and work.terms[0].a is not None]
+    parts = method("lora").implementation.meaning(adapter)
+    assert len(changed) == sum(isinstance(part, LowRank) for part in parts)
+    for number, work in enumerate(changed):
+        (term,) = work.terms
+        weight, got = work.value.read(), result.tensors[work.name].read()
+        a, b = flat(term.a.read()), flat(term.b.read())
+        delta = float(term.scale) * (b.astype(np.float64) @ a.astype(np.float64))
+        delta = delta.T if work.transposed else delta
+        want = weight.astype(np.float64) + delta.reshape(weight.shape)
+        assert_within_one_ulp(got, want, bound(weight, a, b, term.scale, work.transposed))
+        if number == 0:
+            assert_contract(got, weight, a, b, term.scale, work.transposed)
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    return array.reshape(array.shape[0], -1)
+
+
+def bound(
+    weight: np.ndarray, a: np.ndarray, b: np.ndarray, scale: np.float32, transposed: bool
+) -> np.ndarray:
+    """Error of fp32 accumulation: (rank + 2) roundings of terms of this size."""
+    size = np.abs(float(scale)) * (np.abs(b).astype(np.float64) @ np.abs(a).astype(np.float64))
+    size = size.T if transposed else size
+    return (a.shape[0] + 2) * 2.0**-24 * (size.reshape(weight.shape) + np.abs(weight))
+
+
+def assert_within_one_ulp(got: np.ndarray, want: np.ndarray, slack: np.ndarray) -> None:
+    """Half a unit of the stored dtype for the one rounding, plus fp32's own error before it."""
+    digits = {"float32": 23, "float16": 10, "bfloat16": 7}[got.dtype.name]
+    unit = 2.0 ** (np.floor(np.log2(np.abs(want) + 1e-30)) - digits)
+    assert (np.abs(got.astype(np.float64) - want) <= 0.5 * unit + slack).all()
+
+
+def assert_contract(
+    got: np.ndarray,
+    weight: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    scale: np.float32,
+    transposed: bool,
+) -> None:
+    """Bit for bit, on a sample of rows and columns, by loops over libm's fma."""
+    import oracle
+
+    from adapterhub.kernels import Factor
+
+    logical, seen = (weight.T, got.T) if transposed else (flat(weight), flat(got))
+    rows, columns = slice(0, None, 5), slice(0, None, 3)
+    factor = Factor(
+        a=np.ascontiguousarray(a[:, columns], np.float32),
+        b=np.ascontiguousarray(b[rows], np.float32),
+        scale=scale,
+    )
+    want = oracle.merge(logical[rows, columns], [factor])
+    np.testing.assert_array_equal(seen[rows, columns].view(bits(got)), want.view(bits(got)))
+
+
+def bits(array: np.ndarray) -> np.dtype[Any]:
+    return np.dtype({2: np.uint16, 4: np.uint32}[array.itemsize])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_the_demos_case_is_renamed_trimmed_and_labelled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = make(MODELS[0], tmp_path)
+    adapter = replace(read_adapter(case.adapter), labels=("O", "SRC", "REL", "TGT"))
+    plan = merge.plan(opened(case.base), [Source("ner", adapter)])
+    report = merge.run(plan, tmp_path / "out")
+    assert report.left_out == ["pooler.dense.bias", "pooler.dense.weight"]
+    names = set(opened(tmp_path / "out").tensors)
+    assert {name.partition(".")[0] for name in names} == {"bert", "classifier"}
+    loaded = load(case, tmp_path / "out", caplog)
+    assert loaded.config.id2label == {0: "O", 1: "SRC", 2: "REL", 3: "TGT"}
+    assert loaded.config.label2id == {"O": 0, "SRC": 1, "REL": 2, "TGT": 3}
+    auto = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    assert type(auto).__name__ == "BertForTokenClassification"
