@@ -1,0 +1,271 @@
+"""What a LoRA adapter means, by hand on 2×3 tensors; and what is refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from adapterhub.adapter import Adapter, Problem
+from adapterhub.errors import NotMergeable, NotSupported
+from adapterhub.methods import TABLE, BiasDelta, LowRank, Replacement, lora, method
+from adapterhub.schema import load
+from adapterhub.tensorfile import ArrayTensor
+
+A = np.array([[1, 2, 3], [4, 5, 6]], np.float32)  # (rank 2, in 3)
+B = np.array([[1, 0], [2, -1]], np.float32)  # (out 2, rank 2)
+PAIR = {"lora_A": A, "lora_B": B}
+
+
+def adapter(modules: Mapping[str, Mapping[str, np.ndarray]], **config: Any) -> Adapter:
+    tensors = {
+        module: {role: ArrayTensor(value) for role, value in roles.items()}
+        for module, roles in modules.items()
+    }
+    return Adapter("lora", "peft", {"r": 2, "lora_alpha": 3, **config}, tensors)
+
+
+def delta(part: LowRank) -> np.ndarray:
+    return part.scale * (part.b.read().astype(float) @ part.a.read().astype(float))
+
+
+def test_scale_times_b_times_a() -> None:
+    (part,) = lora.meaning(adapter({"q": PAIR}))
+    assert isinstance(part, LowRank)
+    assert (part.module, part.scale, part.layout) == ("q", 1.5, "linear")
+    # B·A = [[1, 2, 3], [2-4, 4-5, 6-6]], times alpha/r = 3/2
+    assert delta(part).tolist() == [[1.5, 3.0, 4.5], [-3.0, -1.5, 0.0]]
+
+
+def test_rslora_divides_by_the_root_of_the_rank() -> None:
+    (part,) = lora.meaning(adapter({"q": PAIR}, use_rslora=True))
+    assert isinstance(part, LowRank)
+    assert part.scale == 3 / math.sqrt(2)
+
+
+def test_alpha_and_rank_by_module() -> None:
+    wide = {"lora_A": np.ones((4, 3), np.float32), "lora_B": np.ones((2, 4), np.float32)}
+    config = {"rank_pattern": {"mlp.up": 4}, "alpha_pattern": {"up": 12, "mlp.*": 1}}
+    seen = adapter({"mlp.up": wide, "mlp.down": PAIR, "q": PAIR}, **config)
+    assert lora.problems(seen) == []
+    scales = {part.module: part.scale for part in lora.meaning(seen) if isinstance(part, LowRank)}
+    assert scales == {"mlp.up": 3.0, "mlp.down": 0.5, "q": 1.5}
+
+
+def test_embedding_factors_are_named_so() -> None:
+    roles = {"lora_embedding_A": A, "lora_embedding_B": B}
+    (part,) = lora.meaning(adapter({"embed": roles}))
+    assert isinstance(part, LowRank)
+    assert (part.layout, part.roles) == ("embedding", ("lora_embedding_A", "lora_embedding_B"))
+    assert lora.ranks(adapter({"embed": roles})) == lora.Ranks({"embed": 2})
+
+
+def test_bias_and_replacements() -> None:
+    bias, head = np.array([1, 2], np.float32), np.ones((4, 3), np.float32)
+    seen = adapter(
+        {
+            "q": {**PAIR, "lora_B.bias": bias, "replace:bias": bias},
+            "head": {"replace:weight": head},
+        },
+        lora_bias=True,
+        bias="lora_only",
+    )
+    pair, trained, replaced, saved = lora.meaning(seen)
+    assert isinstance(pair, LowRank) and isinstance(trained, BiasDelta)
+    assert (trained.module, trained.scale, trained.role) == ("q", 1.5, "lora_B.bias")
+    assert isinstance(replaced, Replacement) and isinstance(saved, Replacement)
+    assert (replaced.module, replaced.parameter) == ("q", "bias")
+    assert (saved.module, saved.parameter, saved.role) == ("head", "weight", "replace:weight")
+    assert lora.problems(seen) == []
+
+
+def test_convolutions_keep_their_kernel() -> None:
+    conv = {
+        "lora_A": np.ones((2, 3, 4, 4), np.float32),
+        "lora_B": np.ones((5, 2, 1, 1), np.float32),
+    }
+    seen = adapter({"conv": conv})
+    assert lora.problems(seen) == []
+    (part,) = lora.meaning(seen)
+    assert isinstance(part, LowRank)
+    assert (part.a.shape, part.b.shape) == ((2, 3, 4, 4), (5, 2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "why"),
+    [
+        ({"use_dora": True}, "dora", "later version"),
+        ({"use_qalora": True}, "qalora", "pooled inputs"),
+        ({"alora_invocation_tokens": [1]}, "alora", "after its invocation tokens"),
+        ({"arrow_config": {"top_k": 2}}, "arrow", "at run time"),
+        ({"kasa_config": {"beta": 1}}, "kasa", "its own SVD"),
+        ({"use_bdlora": {"nblocks": 2}}, "bdlora", "block-diagonal"),
+        ({"target_parameters": ["experts.w"]}, "target_parameters", "later version"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication", "share one weight"),
+        ({"trainable_token_indices": [1]}, "trainable_tokens", "later version"),
+        ({"enable_lora": [True, False]}, "enable_lora", "fused layer"),
+    ],
+)
+def test_a_variant_is_refused_by_name(config: dict[str, Any], name: str, why: str) -> None:
+    with pytest.raises(NotMergeable) as caught:
+        lora.meaning(adapter({"q": PAIR}, **config))
+    assert f"this adapter is a {name} variant of LoRA" in caught.value.message
+    assert why in caught.value.message
+    assert lora.variants(config) == (name,)
+
+
+@pytest.mark.parametrize(
+    ("init", "name"),
+    [
+        ("pissa", "pissa"),
+        ("pissa_niter_16", "pissa"),
+        ("PiSSA", "pissa"),
+        ("olora", "olora"),
+        ("corda", "corda"),
+        ("loftq", "loftq"),
+        ("lora_ga", "lora_ga"),
+    ],
+)
+def test_an_initialisation_that_changes_the_base_is_refused(init: str, name: str) -> None:
+    with pytest.raises(NotMergeable, match=f"init_lora_weights is '{name}'") as caught:
+        lora.meaning(adapter({"q": PAIR}, init_lora_weights=init))
+    assert "path_initial_model_for_weight_conversion" in caught.value.remedy
+    assert lora.variants({"init_lora_weights": init}) == (name,)
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+def test_an_initialisation_that_leaves_the_base_is_not(init: bool | str | None) -> None:
+    assert len(lora.meaning(adapter({"q": PAIR}, init_lora_weights=init))) == 1
+
+
+def test_an_unknown_initialisation_is_refused() -> None:
+    with pytest.raises(NotMergeable, match='init_lora_weights is "milora", which this version'):
+        lora.meaning(adapter({"q": PAIR}, init_lora_weights="milora"))
+
+
+def test_a_field_that_may_be_a_new_variant_is_refused() -> None:
+    with pytest.raises(NotMergeable, match="fields that this version does not know") as caught:
+        lora.meaning(adapter({"q": PAIR}, use_newlora=True, use_otherlora=False))
+    assert caught.value.details == ('"use_newlora"',)
+
+
+def test_what_only_trains_differently_merges() -> None:
+    config = {"velora_config": {"x": 1}, "monteclora_config": {"x": 1}}
+    assert len(lora.meaning(adapter({"q": PAIR}, **config))) == 1
+    assert lora.variants(config) == ("monteclora", "velora")
+
+
+@pytest.mark.parametrize("role", ["lora_magnitude_vector", "lora_diag", "token_rows"])
+def test_a_tensor_outside_the_formula_is_refused(role: str) -> None:
+    with pytest.raises(NotMergeable, match="1 tensors of this adapter are outside") as caught:
+        lora.meaning(adapter({"q": {**PAIR, role: np.ones(2, np.float32)}}))
+    assert caught.value.details == (f"q.{role}",)
+
+
+# --- problems ---------------------------------------------------------------------------------
+
+
+def _only(problems: list[Problem]) -> Problem:
+    (problem,) = problems
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("role", "missing"),
+    [
+        ("lora_A", "lora_B"),
+        ("lora_B", "lora_A"),
+        ("lora_embedding_A", "lora_embedding_B"),
+        ("lora_embedding_B", "lora_embedding_A"),
+        ("lora_B.bias", "lora_B"),
+        ("lora_diag", "lora_B"),
+    ],
+)
+def test_half_a_pair(role: str, missing: str) -> None:
+    problem = _only(lora.problems(adapter({"q": PAIR, "k": {role: B}})))
+    assert (problem.code, problem.fatal) == ("half-pair", True)
+    assert problem.message == f"k has {role} but no {missing}"
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((2, 3), (2, 3)), ((2,), (2, 2)), ((2, 3), (2,)), ((0, 3), (2, 0)), ((), ())],
+)
+def test_factors_whose_ranks_differ(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    roles = {"lora_A": np.ones(a, np.float32), "lora_B": np.ones(b, np.float32)}
+    problem = _only(lora.problems(adapter({"q": roles})))
+    assert (problem.code, problem.fatal) == ("shape", True)
+    assert problem.message == (
+        f"q: lora_A is {list(a)} and lora_B is {list(b)}, expected (rank, in) and (out, rank)"
+    )
+
+
+def test_rank_of_tensors_and_config_differ() -> None:
+    problem = _only(lora.problems(adapter({"q": PAIR}, r=8)))
+    assert problem.sentence() == ("q.lora_A has rank 2, config says r=8 (correct `r` or re-export)")
+    assert problem.fatal and problem.code == "rank-mismatch"
+
+
+def test_rank_mismatches_are_told_once_per_kind() -> None:
+    modules = {f"layers.{number}.{name}": PAIR for number in range(9) for name in ("q", "k")}
+    config = {"r": 2, "rank_pattern": {"k": 4, "layers.0.q": 16}}
+    found = [p.message for p in lora.problems(adapter(modules, **config))]
+    assert found == [
+        "layers.0.q.lora_A has rank 2, config says r=16",
+        "layers.0.k.lora_A has rank 2, config says r=4",
+        "8 more modules differ in the same way",
+    ]
+
+
+def test_factors_of_whole_numbers() -> None:
+    roles = {"lora_A": A.astype(np.int8), "lora_B": B}
+    problem = _only(lora.problems(adapter({"q": roles})))
+    assert problem.message == "q.lora_A is I8, expected a float type"
+    small = {"lora_A": A.astype(ml_dtypes.bfloat16), "lora_B": B.astype(ml_dtypes.float8_e4m3fn)}
+    assert lora.problems(adapter({"q": small})) == []
+
+
+def test_nothing_at_all_and_nothing_but_heads() -> None:
+    assert _only(lora.problems(adapter({}))).message == "the weights hold no tensor"
+    heads = _only(lora.problems(adapter({"head": {"replace:weight": A}})))
+    assert (heads.code, heads.fatal) == ("no-pairs", False)
+
+
+def test_a_config_that_is_refused_is_one_problem_per_sentence() -> None:
+    found = lora.problems(adapter({"q": PAIR}, r="2", lora_alpha=None))
+    assert [p.code for p in found] == ["config", "config"]
+    assert found[0].message == 'adapter_config.json: r: got "2", expected an integer'
+
+
+def test_a_pattern_that_cannot_be_used_is_a_problem() -> None:
+    for field in ("rank_pattern", "alpha_pattern"):
+        problem = _only(lora.problems(adapter({"q": PAIR}, **{field: {"(": 2}})))
+        assert (problem.code, problem.fatal) == ("pattern", True)
+        assert "pattern '(' of adapter_config.json cannot be used" in problem.message
+
+
+def test_experts_are_packed_and_have_the_rank_of_the_config() -> None:
+    roles = {"lora_A": np.ones((8, 3), np.float32), "lora_B": np.ones((2, 8), np.float32)}
+    seen = adapter({"experts": roles}, target_parameters=["experts.w"])
+    assert lora.problems(seen) == []
+    assert lora.ranks(seen) == lora.Ranks({"experts": 2})
+    assert lora.parts(seen) == ()
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_table_has_its_schema_and_file() -> None:
+    for name, row in TABLE.items():
+        assert row.name == name and row.peft_type == name.upper()
+        assert row.implementation.fields() == set(load(row.schema)["properties"])
+
+
+def test_a_method_that_is_not_there() -> None:
+    with pytest.raises(NotSupported, match="method 'loha' is not supported") as caught:
+        method("loha")
+    assert caught.value.remedy == "supported methods: lora"
