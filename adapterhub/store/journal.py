@@ -126,10 +126,12 @@ class Journal:
         files.append(self._home.intents, end, line, sync=True)
         try:
             self._apply(record)
-        except OSError:
+        except OSError as error:
             if not self._is_in(record.id, record.name):
                 files.cut(self._home.intents, end, sync=True)
-            raise
+                raise
+            self._note(f"{record.name} is changed; its log is not flushed yet: {error}")
+            self._clean_up(record)
 
     def _apply(self, record: Record) -> None:
         path = refs.log_path(self._home.refs, record.name)
