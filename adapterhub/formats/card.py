@@ -10,6 +10,7 @@ from adapterhub.adapter import Problem
 
 LIMIT_BYTES = 1024 * 1024
 FRONT_LIMIT = 64 * 1024
+MAX_DEPTH = 30
 _FENCED = re.compile(r"---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
@@ -68,11 +69,25 @@ def _front_matter(text: str) -> tuple[dict[str, Any], list[Problem]]:
     import yaml
 
     try:
-        # An alias can make a small text a huge document; model cards have no use for one.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(front, yaml.SafeLoader)):
-            return {}, [Problem("card", "the front matter of README.md uses YAML aliases")]
+        if trick := _trick(front):
+            return {}, [Problem("card", f"the front matter of README.md {trick}")]
         value = yaml.safe_load(front)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         return {}, [Problem("card", f"the front matter of README.md is not valid YAML: {first}")]
     return (value, []) if isinstance(value, dict) else ({}, [])
+
+
+def _trick(front: str) -> str:
+    """What would make a small text cost much, and no card needs: aliases, deep nesting."""
+    import yaml
+
+    depth = 0
+    for token in yaml.scan(front, yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):
+            return "uses YAML aliases"
+        name = type(token).__name__
+        depth += name.endswith("StartToken") - name.endswith("EndToken")
+        if depth > MAX_DEPTH:
+            return f"is nested deeper than {MAX_DEPTH} levels"
+    return ""
