@@ -15,14 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
 from adapterhub.merge import MergePlan, MergeReport, Options, Source, differences
 from adapterhub.merge import plan as plan_of
 from adapterhub.merge import run as run_plan
-from adapterhub.registry import Inspection, Loaded, Registry
+from adapterhub.registry import Inspection, Loaded, Registry, checkout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from adapterhub.formats import Format
+    from adapterhub.methods import Method
 
 Progress = Callable[[int], None]
 AdapterSpec = str | Path | tuple[str | Path, float]
@@ -126,8 +130,24 @@ def _source(registry: Registry, spec: AdapterSpec, allow_pickle: bool) -> Source
 
 
 def verify_directory(directory: str | Path, progress: Progress | None = None) -> list[str]:
-    """In what a merged directory differs from its own adapterhub.json; empty if in nothing."""
-    return differences(Path(directory), progress)
+    """In what a merged or exported directory differs from its adapterhub.json, a sentence each.
+
+    `progress` is told of bytes hashed. Raises NotFound, SchemaError.
+    """
+    path = Path(directory).expanduser()
+    if not path.is_dir():
+        raise NotFound(f"{path} is not a directory", remedy="verify takes a REF or a directory")
+    if _holds_manifest(path / checkout.MANIFEST):
+        return checkout.differences(path)
+    return differences(path, progress)
+
+
+def _holds_manifest(path: Path) -> bool:
+    """Whether adapterhub.json is that of an exported adapter, not that of a merge."""
+    try:
+        return strictjson.load_object(path).get("kind") == "adapter"
+    except AdapterHubError:
+        return False
 
 
 def load_model(
@@ -167,7 +187,21 @@ def _base_name(loaded: Loaded) -> str | None:
     return loaded.adapter.base.name
 
 
-def environment() -> dict[str, Any]:
+def methods() -> tuple[Method, ...]:
+    """The methods that this version knows."""
+    from adapterhub.methods import TABLE
+
+    return tuple(TABLE.values())
+
+
+def formats() -> tuple[Format, ...]:
+    """The formats that this version reads and writes."""
+    from adapterhub.formats import TABLE
+
+    return tuple(TABLE.values())
+
+
+def env() -> dict[str, Any]:
     """Versions, places and limits; imports nothing heavy."""
     import platform
     from importlib import metadata
@@ -176,7 +210,8 @@ def environment() -> dict[str, Any]:
     from adapterhub.store import Store
     from adapterhub.tensorfile import usable_cores
 
-    packages = ("torch", "transformers", "peft", "safetensors", "huggingface-hub", "numpy")
+    packages = ["torch", "transformers", "peft", "bitsandbytes", "safetensors"]
+    packages += ["huggingface-hub", "numpy", "sqlite-utils"]
     found: dict[str, Any] = {
         "adapterhub": __version__,
         "home": str(Store.default_home()),
@@ -195,8 +230,9 @@ def environment() -> dict[str, Any]:
 
 def parse_size(text: int | str | None) -> int | None:
     """Bytes from a number or a text such as "5GB" (10⁹) or "512MiB" (2²⁰). Raises InvalidOption."""
-    if text is None or isinstance(text, int):
-        return text
+    if text is None:
+        return None
+    text = str(text)
     digits = text.strip().rstrip("BKMGTIbkmgti ")
     unit = text.strip()[len(digits) :].strip().upper()
     try:
@@ -214,10 +250,12 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "Registry",
-    "environment",
+    "env",
+    "formats",
     "inspect",
     "load_model",
     "merge",
+    "methods",
     "open",
     "parse_size",
     "plan_merge",

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from adapterhub import __version__
-from adapterhub.cli import adapters, bases, merging, names, tables, upkeep
-from adapterhub.cli.output import print_error
+from adapterhub.cli import adapters, bases, listing, merging, names, output, tables, upkeep
 from adapterhub.errors import AdapterHubError
 
 
 class Main(click.Group):
     """Turns a named error into exit code 1 and a remedy; other exceptions keep their traceback."""
 
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that is not in UTF-8
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(args, *rest, **options)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[output.ARGS] = tuple(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except AdapterHubError as error:
-            print_error(error)
+            output.print_error(error)
             ctx.exit(1)
-        except BrokenPipeError:  # `adapterhub list | head`
-            sys.stderr.close()
-            ctx.exit(1)
+        except click.UsageError as error:
+            if not output.wants_json():
+                raise
+            output.print_json(output.usage(error), key="error")
+            ctx.exit(error.exit_code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of DESIGN §7, not of the alphabet
@@ -40,6 +54,7 @@ def main() -> None:
     """
 
 
-for _module in (adapters, names, upkeep, bases, merging, tables):
-    for _command in _module.COMMANDS:
-        main.add_command(_command)
+_ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
+_REST = (module.COMMANDS for module in (names, upkeep, bases, merging, tables))
+for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
+    main.add_command(_command)

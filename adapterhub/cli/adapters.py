@@ -1,36 +1,27 @@
-"""inspect, add, list, search, show, path, export, diff."""
+"""inspect, add, show, path, export, diff."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.output import cell, json_option, note, quiet_option, short, size, when
+from adapterhub.cli.opening import adapter_argument, open_registry, ref_argument, short_ref
+from adapterhub.cli.output import json_option, note, plural, quiet_option, short, size
 
 if TYPE_CHECKING:
     from adapterhub.adapter import Problem
-    from adapterhub.registry import Added, Inspection, Registry, Taken
-    from adapterhub.store import Filters, Row
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def open_registry() -> Registry:
-    from adapterhub import api
-
-    return api.open(on_note=note)
+    from adapterhub.registry import Added, Inspection, Taken
 
 
 # --- inspect ----------------------------------------------------------------------------------
 
 
 @click.command()
-@click.argument("adapter", metavar="PATH|FILE|REF")
+@adapter_argument("adapter", metavar="PATH|FILE|REF")
 @click.option("--allow-pickle", is_flag=True, help="Read the tensors of a .bin file too.")
 @json_option
 def inspect(adapter: str, allow_pickle: bool, as_json: bool) -> None:
@@ -122,10 +113,22 @@ def add(
         "allow_pickle": allow_pickle,
     }
     with open_registry() as registry:
-        if recursive:
-            _print_taken(list(registry.add_runs(path, **options)), as_json, quiet)
-        else:
+        if not recursive:
             _print_added(registry.add(path, **options), as_json, quiet)
+            return
+        taken = []
+        with output.progress("adding", unit_bytes=False) as advance:
+            for one in registry.add_runs(path, **options):
+                taken.append(one)
+                advance(1)
+    _print_taken(taken, as_json, quiet)
+
+
+_ADDED = {
+    "added": "added",
+    "updated": "already there, its tags or card changed",
+    "unchanged": "already there, nothing changed",
+}
 
 
 def _print_added(added: Added, as_json: bool, quiet: bool) -> None:
@@ -134,8 +137,7 @@ def _print_added(added: Added, as_json: bool, quiet: bool) -> None:
     elif quiet:
         click.echo(added.version)
     else:
-        verb = "added" if added.status == "added" else "already there, nothing changed"
-        click.echo(f"{verb}: {added.name}@{short(added.digest)}")
+        click.echo(f"{_ADDED[added.status]}: {added.name}@{short(added.digest)}")
         facts = f"{added.method}, {added.parameters:,} parameters, {size(added.bytes)}"
         click.echo(f"  {facts}, base {output.clean(added.base or 'unknown')}")
         for text in added.notes:
@@ -152,116 +154,26 @@ def _print_taken(taken: list[Taken], as_json: bool, quiet: bool) -> None:
     else:
         rows = [(one.path, one.status, _version_or_error(one)) for one in taken]
         output.print_table(("path", "status", "version or reason"), rows)
+        for text in dict.fromkeys(text for one in taken for text in one.notes):
+            note(text)
     refused = sum(one.status == "refused" for one in taken)
     if refused:
-        note(f"{len(taken) - refused} of {len(taken)} adapters taken, {refused} refused")
+        note(f"{len(taken) - refused} of {plural(len(taken), 'adapter')} taken, {refused} refused")
     if refused == len(taken):
         click.get_current_context().exit(1)
 
 
 def _version_or_error(one: Taken) -> str:
     if one.version is None:
-        return one.error or ""
+        return f"{one.error} → {one.remedy}" if one.remedy else one.error or ""
     return f"{one.name}@{short(one.version.partition('@')[2])}"
-
-
-# --- list and search --------------------------------------------------------------------------
-
-
-def filter_options(function: F) -> F:
-    """The filters that `list` and `search` share."""
-    for option in reversed(
-        (
-            click.option("--method", help="lora, …"),
-            click.option("--base", help="Part of the base's name, or sha256:… of its root."),
-            click.option("--rank-min", type=int, help="Lowest rank."),
-            click.option("--rank-max", type=int, help="Highest rank."),
-            click.option("--task", help="CAUSAL_LM, TOKEN_CLS, …"),
-            click.option("--tag", help="Only names that have this tag."),
-            click.option("--topic", help="Only names with this topic."),
-            click.option("--licence", help="apache-2.0, …"),
-        )
-    ):
-        function = option(function)
-    return function
-
-
-def _filters(options: Mapping[str, Any]) -> Filters:
-    from adapterhub.store import Filters
-
-    return Filters(**options)
-
-
-@click.command("list")
-@filter_options
-@click.option("--text", help="Words that name, card, base or labels contain.")
-@click.option("--order", type=click.Choice(["updated", "name"]), default="updated")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-@click.option("--offset", type=click.IntRange(0), default=0)
-@json_option
-@quiet_option
-def list_(order: str, limit: int, offset: int, as_json: bool, quiet: bool, **options: Any) -> None:
-    """The adapters in the registry, the newest first."""
-    filters = _filters(options)
-    with open_registry() as registry:
-        rows = registry.list(filters, order=order, limit=limit, offset=offset)
-        total = registry.count(filters)
-    _print_rows(rows, as_json, quiet)
-    if not rows and not as_json and not quiet:
-        note("nothing here" if total or any(options.values()) else "empty: adapterhub add PATH")
-    elif total > offset + len(rows):
-        note(f"{len(rows)} of {total}; the next page: --offset {offset + len(rows)}")
-
-
-@click.command()
-@click.argument("query")
-@filter_options
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-@json_option
-@quiet_option
-def search(query: str, limit: int, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Find adapters by words of their name, card, base, task or labels; the best first."""
-    with open_registry() as registry:
-        rows = registry.search(query, _filters(options), limit=limit)
-    _print_rows(rows, as_json, quiet)
-    if not rows and not as_json and not quiet:
-        note(f"nothing matches {query!r}; adapterhub list shows all")
-
-
-def _print_rows(rows: Iterable[Row], as_json: bool, quiet: bool) -> None:
-    if as_json:
-        output.print_json([asdict(row) for row in rows])
-    elif quiet:
-        for row in rows:
-            click.echo(f"{row.name}@{row.digest}")
-    elif rows:
-        columns = ("name", "tags", "method", "rank", "task", "base", "size", "updated")
-        output.print_table(columns, [_row(row) for row in rows], right=("size",))
-
-
-def _row(row: Row) -> tuple[str, ...]:
-    low, high = row.rank_min, row.rank_max
-    rank = cell(low) if low == high else f"{low}–{high}"
-    tags = ", ".join(sorted(tag for tag in row.tags if tag != "latest"))
-    method = "+".join((row.method or "?", *row.variants))
-    updated = when(row.updated)
-    return (
-        row.name,
-        tags,
-        method,
-        rank,
-        cell(row.task),
-        cell(row.base_name),
-        size(row.bytes),
-        updated,
-    )
 
 
 # --- one version ------------------------------------------------------------------------------
 
 
 @click.command()
-@click.argument("ref")
+@ref_argument()
 @json_option
 @quiet_option
 def show(ref: str, as_json: bool, quiet: bool) -> None:
@@ -279,6 +191,7 @@ def show(ref: str, as_json: bool, quiet: bool) -> None:
 def _print_version(found: Mapping[str, Any]) -> None:
     manifest, card, base = found["manifest"], found["card"], found["manifest"]["base"]
     tags = sorted(tag for tag, digest in found["tags"].items() if digest == found["digest"])
+    at = found["base_at"]
     output.print_facts(
         {
             "version": found["digest"],
@@ -295,13 +208,14 @@ def _print_version(found: Mapping[str, Any]) -> None:
             "base": base["name"],
             "base revision": base["revision"],
             "base weights": base["weights_root"] or "not recorded: add it again with --base",
+            "base at": f"{at['path']} ({at['name']})" if at else None,
             "adapter root": manifest["adapter_root"],
             "description": card.get("description"),
             "licence": card.get("licence"),
             "language": card.get("language"),
             "topics": card.get("topics"),
             "metrics": card.get("metrics"),
-            "origin": found["origin"],
+            "added from": (found["origin"] or {}).get("path"),
             "versions": len(found["versions"]),
         },
         title=found["name"],
@@ -311,15 +225,20 @@ def _print_version(found: Mapping[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("ref")
-def path(ref: str) -> None:
+@ref_argument()
+@json_option
+def path(ref: str, as_json: bool) -> None:
     """Print a plain PEFT directory of a version, for other tools to read."""
     with open_registry() as registry:
-        click.echo(registry.path(ref))
+        found = registry.path(ref)
+    if as_json:
+        output.print_json({"path": str(found)})
+    else:
+        click.echo(found)
 
 
 @click.command()
-@click.argument("ref")
+@ref_argument()
 @click.argument("directory", type=click.Path(path_type=Path))
 @json_option
 def export(ref: str, directory: Path, as_json: bool) -> None:
@@ -333,8 +252,8 @@ def export(ref: str, directory: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("left", metavar="REF")
-@click.argument("right", metavar="REF")
+@ref_argument("left")
+@ref_argument("right")
 @json_option
 def diff(left: str, right: str, as_json: bool) -> None:
     """What differs between two versions; exit code 1 if anything does."""
@@ -353,10 +272,4 @@ def diff(left: str, right: str, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-def short_ref(version: str) -> str:
-    """`name@sha256:` and 12 digits; a path stays as it is."""
-    name, at, digest = version.rpartition("@")
-    return f"{name}@{short(digest)}" if at and digest.startswith("sha256:") else version
-
-
-COMMANDS = (inspect, add, list_, search, show, path, export, diff)
+COMMANDS = (inspect, add, show, path, export, diff)

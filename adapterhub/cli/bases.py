@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.adapters import open_registry
+from adapterhub.cli.opening import open_registry
 from adapterhub.cli.output import json_option, progress, quiet_option, short
 
 

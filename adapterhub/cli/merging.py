@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.adapters import open_registry, short_ref
-from adapterhub.cli.output import json_option, progress, size
-from adapterhub.errors import InvalidOption
+from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
+from adapterhub.cli.output import json_option, progress, quiet_option, size
 
 if TYPE_CHECKING:
     from adapterhub.merge import MergePlan, MergeReport
@@ -22,7 +21,7 @@ _WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 @click.command()
 @click.argument("base", metavar="BASE")
-@click.argument("adapters", metavar="ADAPTER[=WEIGHT]...", nargs=-1, required=True)
+@adapter_argument("adapters", metavar="ADAPTER[=WEIGHT]...", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="A new directory for the result.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]))
 @click.option("--max-shard-size", help="5GB, 512MiB …; by default the base's own files.")
@@ -30,12 +29,14 @@ _WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 @click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @json_option
+@quiet_option
 def merge(
     base: str,
     adapters: tuple[str, ...],
     out: Path | None,
     dry_run: bool,
     as_json: bool,
+    quiet: bool,
     **options: Any,
 ) -> None:
     """Fold adapters into the weights of a BASE and write a checkpoint."""
@@ -47,7 +48,7 @@ def merge(
             _print_plan(api.plan_merge(base, specs, registry=registry, **options), as_json)
             return
         if out is None:
-            raise InvalidOption("merge needs --out DIR", remedy="or --dry-run to see the plan")
+            raise click.UsageError("Missing option '--out' (or '--dry-run', to see the plan).")
 
         def on_plan(plan: MergePlan) -> tuple[output.Progress, output.Progress]:
             total = sum(tensor.nbytes for tensor in plan.base.tensors.values())
@@ -57,6 +58,8 @@ def merge(
         report = api.merge(base, specs, out=out, registry=registry, on_plan=on_plan, **options)
     if as_json:
         output.print_json(report.to_dict())
+    elif quiet:
+        click.echo(report.weights_root)
     else:
         _print_report(report)
 

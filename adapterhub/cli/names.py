@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.adapters import open_registry
-from adapterhub.cli.output import json_option, short, when
+from adapterhub.cli.opening import open_registry, ref_argument
+from adapterhub.cli.output import json_option, quiet_option, short, when
 from adapterhub.errors import InvalidOption
 
 if TYPE_CHECKING:
     from adapterhub.store import Event, Outcome
 
 
-def _print_outcome(outcome: Outcome, text: str, as_json: bool) -> None:
-    if as_json:
+def _print_outcome(outcome: Outcome, text: str, as_json: bool, quiet: bool) -> None:
+    if quiet and not as_json:
+        if outcome.digest:
+            click.echo(f"{outcome.name}@{outcome.digest}")
+    elif as_json:
         output.print_json(
             {
                 "name": outcome.name,
@@ -32,7 +36,7 @@ def _print_outcome(outcome: Outcome, text: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("ref")
+@ref_argument()
 @click.option("--description")
 @click.option("--licence", help="An SPDX id as the Hub spells it: apache-2.0, mit, llama3.1 …")
 @click.option("--language", "languages", multiple=True, help="en, de, …; repeatable.")
@@ -40,6 +44,7 @@ def _print_outcome(outcome: Outcome, text: str, as_json: bool) -> None:
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
 @click.option("--unset", multiple=True, metavar="FIELD", help="Remove a field; repeatable.")
 @json_option
+@quiet_option
 def edit(
     ref: str,
     description: str | None,
@@ -49,6 +54,7 @@ def edit(
     metrics: tuple[str, ...],
     unset: tuple[str, ...],
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Change what the card of a name says."""
     fields: dict[str, Any] = {
@@ -60,11 +66,11 @@ def edit(
     }
     given = {field: value for field, value in fields.items() if value is not None}
     if not given and not unset:
-        raise InvalidOption("nothing to change was given", remedy="adapterhub edit --help")
+        raise click.UsageError("Nothing to change was given.")
     with open_registry() as registry:
         outcome = registry.edit(ref, given, unset)
     changed = ", ".join([*given, *(f"no {field}" for field in unset)])
-    _print_outcome(outcome, f"{outcome.name}: {changed}", as_json)
+    _print_outcome(outcome, f"{outcome.name}: {changed}", as_json, quiet)
 
 
 def _metrics(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -81,72 +87,84 @@ def _metrics(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("old", metavar="NAME")
+@ref_argument("old", metavar="NAME")
 @click.argument("new", metavar="NEW_NAME")
 @json_option
-def mv(old: str, new: str, as_json: bool) -> None:
+@quiet_option
+def mv(old: str, new: str, as_json: bool, quiet: bool) -> None:
     """Rename; versions, tags and history go along."""
     with open_registry() as registry:
         outcome = registry.mv(old, new)
-    _print_outcome(outcome, f"{old} is now {new}", as_json)
+    _print_outcome(outcome, f"{old} is now {new}", as_json, quiet)
 
 
 @click.command()
-@click.argument("ref", metavar="NAME[@DIGEST]")
+@ref_argument(metavar="NAME[@DIGEST]")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
-def rm(ref: str, yes: bool, as_json: bool) -> None:
+@quiet_option
+def rm(ref: str, yes: bool, as_json: bool, quiet: bool) -> None:
     """Remove a name, or one version of it. It can be undone for 30 days."""
     with open_registry() as registry:
-        if not yes and "@" not in ref:
-            versions = len(registry.show(ref)["versions"])
-            click.confirm(f"Remove {ref} with {versions} version(s)?", abort=True, err=True)
+        if not (yes or "@" in ref or ":" in ref):
+            _ask(ref, len(registry.show(ref)["versions"]), as_json)
         outcome = registry.rm(ref)
-    if "@" in ref:
-        undo = f"adapterhub tag {outcome.name}@{short(outcome.digest)} latest"
-    else:
+    if outcome.digest is None:
         undo = f"adapterhub rollback {outcome.name} latest"
-    _print_outcome(outcome, f"removed {ref}; undo: {undo}", as_json)
+    else:
+        undo = f"adapterhub tag {outcome.name}@{short(outcome.previous)} latest"
+    _print_outcome(outcome, f"removed {ref}; undo: {undo}", as_json, quiet)
+
+
+def _ask(name: str, versions: int, as_json: bool) -> None:
+    """Raises UsageError where nobody can answer, Abort where somebody says no."""
+    if as_json or not sys.stdin.isatty():
+        raise click.UsageError("rm asks before it removes a name; say --yes to remove it.")
+    question = f"Remove {name} with {output.plural(versions, 'version')}?"
+    click.confirm(question, abort=True, err=True)
 
 
 @click.command()
-@click.argument("ref")
+@ref_argument()
 @click.argument("tag")
 @json_option
-def tag(ref: str, tag: str, as_json: bool) -> None:
+@quiet_option
+def tag(ref: str, tag: str, as_json: bool, quiet: bool) -> None:
     """Move TAG to a version: `tag ner@sha256:… production`."""
     with open_registry() as registry:
         outcome = registry.tag(ref, tag)
     text = f"{outcome.name}:{tag} is now {short(outcome.digest)}, was {short(outcome.previous)}"
-    _print_outcome(outcome, text, as_json)
+    _print_outcome(outcome, text, as_json, quiet)
 
 
 @click.command()
-@click.argument("name")
+@ref_argument("name", metavar="NAME")
 @click.argument("tag")
 @json_option
-def untag(name: str, tag: str, as_json: bool) -> None:
+@quiet_option
+def untag(name: str, tag: str, as_json: bool, quiet: bool) -> None:
     """Take a tag away; the version stays."""
     with open_registry() as registry:
         outcome = registry.untag(name, tag)
-    _print_outcome(outcome, f"{name}:{tag} is gone, was {short(outcome.previous)}", as_json)
+    _print_outcome(outcome, f"{name}:{tag} is gone, was {short(outcome.previous)}", as_json, quiet)
 
 
 @click.command()
-@click.argument("name")
+@ref_argument("name", metavar="NAME")
 @click.argument("tag")
 @click.option("--to", metavar="DIGEST", help="Back to this version instead of the previous one.")
 @json_option
-def rollback(name: str, tag: str, to: str | None, as_json: bool) -> None:
+@quiet_option
+def rollback(name: str, tag: str, to: str | None, as_json: bool, quiet: bool) -> None:
     """Move a tag back to the version that it meant before."""
     with open_registry() as registry:
         outcome = registry.rollback(name, tag, to)
     text = f"{name}:{tag} is back at {short(outcome.digest)}, was {short(outcome.previous)}"
-    _print_outcome(outcome, text, as_json)
+    _print_outcome(outcome, text, as_json, quiet)
 
 
 @click.command()
-@click.argument("name")
+@ref_argument("name", metavar="NAME")
 @json_option
 def history(name: str, as_json: bool) -> None:
     """Who moved which tag from where to where, and when; and edits of the card."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
+ARGS = "adapterhub.args"
 PIPE_COLUMNS = 10_000
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[int], None]
@@ -33,6 +34,7 @@ def json_option(function: F) -> F:
 
 
 def quiet_option(function: F) -> F:
+    """Ids: `name@sha256:…`, or a base's name."""
     return click.option("-q", "--quiet", is_flag=True, help="Print ids only, one a line.")(function)
 
 
@@ -49,11 +51,45 @@ def clean(text: str) -> str:
 
 
 def print_json(result: Any, *, key: str = "result") -> None:
-    """`{"schema": 1, "command": …, "result": …}`; for errors the last key is `error`."""
+    """`{"schema": 1, "command": …, "result": …}`; for errors the last key is `error`.
+
+    What a terminal might obey is escaped; a program reads the same text.
+    """
+    document = {"schema": SCHEMA, "command": _command(), key: result}
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
+    click.echo("".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text))
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
+def _command() -> str:
+    """`base add`: the command that was asked for, also where it was not reached."""
     context = click.get_current_context(silent=True)
-    command = context.command_path.partition(" ")[2] if context else ""
-    document = {"schema": SCHEMA, "command": command, key: result}
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=_plain))
+    if context is None:
+        return ""
+    words: list[str] = []
+    command: click.Command | None = context.find_root().command
+    for word in context.find_root().meta.get(ARGS, ()):
+        if not isinstance(command, click.Group):
+            break
+        command = command.commands.get(word)
+        words += [word] if command else []
+    return " ".join(words)
+
+
+def wants_json() -> bool:
+    """Whether `--json` stands among the arguments, before any `--`."""
+    context = click.get_current_context(silent=True)
+    args = context.find_root().meta.get(ARGS, ()) if context else ()
+    return "--json" in args[: args.index("--") if "--" in args else len(args)]
+
+
+def usage(error: click.UsageError) -> dict[str, Any]:
+    """A mistake on the command line, as an error in JSON."""
+    help_line = f"adapterhub {_command()} --help".replace("  ", " ")
+    return {"code": "usage", "message": error.format_message(), "details": [], "remedy": help_line}
 
 
 def _plain(value: Any) -> Any:
@@ -66,7 +102,7 @@ def _plain(value: Any) -> Any:
 
 def print_error(error: AdapterHubError) -> None:
     """One line, its details and the remedy, to stderr; with `--json` a document to stdout."""
-    if "--json" in sys.argv:
+    if wants_json():
         print_json(
             {
                 "code": error.code,
@@ -144,6 +180,11 @@ def cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {cell(item)}" for key, item in value.items())
     return clean(str(value))
+
+
+def plural(count: int, thing: str) -> str:
+    """`1 file`, `1,204 files`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def size(nbytes: int | None) -> str:

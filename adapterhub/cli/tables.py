@@ -14,9 +14,9 @@ from adapterhub.cli.output import json_option
 @json_option
 def methods(as_json: bool) -> None:
     """The methods that this version knows."""
-    from adapterhub.methods import TABLE
+    from adapterhub import api
 
-    rows = list(TABLE.values())
+    rows = api.methods()
     if as_json:
         output.print_json([asdict(row) for row in rows])
         return
@@ -29,9 +29,9 @@ def methods(as_json: bool) -> None:
 @json_option
 def formats(as_json: bool) -> None:
     """The formats that this version reads and writes."""
-    from adapterhub.formats import TABLE
+    from adapterhub import api
 
-    rows = list(TABLE.values())
+    rows = api.formats()
     if as_json:
         output.print_json([asdict(row) for row in rows])
         return

@@ -8,41 +8,39 @@ from typing import Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.adapters import open_registry
-from adapterhub.cli.output import json_option, progress, size
+from adapterhub.cli.opening import adapter_argument, open_registry
+from adapterhub.cli.output import json_option, plural, progress, size
 
 
 @click.command()
-@click.argument("what", metavar="[REF|DIR]", required=False)
+@adapter_argument("what", metavar="[REF|DIR]", required=False)
 @json_option
 def verify(what: str | None, as_json: bool) -> None:
     """Is everything still what it was? A version, a merged directory, or the whole registry."""
-    if what is not None and _is_directory(what):
-        result = _verify_directory(what)
-    else:
-        with open_registry() as registry, progress("verify", unit_bytes=False) as advance:
-            result = registry.verify(what, advance)
+    with open_registry() as registry:
+        directory = registry.as_path(what) if what is not None else None
+        if directory is not None:
+            result = _verify_directory(directory)
+        else:
+            with progress("verifying files", unit_bytes=False) as advance:
+                result = registry.verify(what, advance)
     if as_json:
         output.print_json(result)
     else:
         for problem in result["problems"]:
             click.secho(f"✗ {output.clean(problem)}", fg="red")
         if not result["problems"]:
-            counts = ", ".join(f"{n} {k}" for k, n in result.items() if k != "problems")
-            click.secho(f"✓ whole: {counts}", fg="green")
+            counts = [plural(n, k[:-1]) for k, n in result.items() if k != "problems"]
+            click.secho(f"✓ whole: {', '.join(counts)}", fg="green")
     if result["problems"]:
         click.get_current_context().exit(1)
 
 
-def _is_directory(what: str) -> bool:
-    return "@" not in what and Path(what).expanduser().is_dir()
-
-
-def _verify_directory(what: str) -> dict[str, Any]:
+def _verify_directory(directory: Path) -> dict[str, Any]:
     from adapterhub import api
 
-    with progress("verify") as advance:
-        problems = api.verify_directory(Path(what).expanduser(), advance)
+    with progress("verifying") as advance:
+        problems = api.verify_directory(directory, advance)
     return {"directories": 1, "problems": problems}
 
 
@@ -59,10 +57,9 @@ def gc(dry_run: bool, as_json: bool) -> None:
         output.print_json(asdict(report))
         return
     verb = "would free" if dry_run else "freed"
-    click.echo(
-        f"{verb} {size(report.bytes_freed)}: {report.manifests} versions, {report.blobs} files; "
-        f"{report.manifests_kept} versions stay"
-    )
+    gone = f"{plural(report.manifests, 'version')}, {plural(report.blobs, 'file')}"
+    stay = f"{plural(report.manifests_kept, 'version')} kept"
+    click.echo(f"{verb} {size(report.bytes_freed)}: {gone}; {stay}")
 
 
 @click.command()
@@ -74,7 +71,7 @@ def reindex(as_json: bool) -> None:
     if as_json:
         output.print_json({"names": names})
     else:
-        click.echo(f"indexed {names} names")
+        click.echo(f"indexed {plural(names, 'name')}")
 
 
 @click.command()
@@ -83,7 +80,7 @@ def env(as_json: bool) -> None:
     """Versions, places and limits: what to put into a bug report."""
     from adapterhub import api
 
-    facts = api.environment()
+    facts = api.env()
     if as_json:
         output.print_json(facts)
     else:

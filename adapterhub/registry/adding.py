@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import digest, schema, strictjson
-from adapterhub.adapter import Adapter, Reading, SourceFile
+from adapterhub.adapter import REPLACE, Adapter, Reading, SourceFile
 from adapterhub.base import Base
-from adapterhub.errors import AdapterHubError, InvalidOption
+from adapterhub.errors import AdapterHubError, InvalidAdapter, InvalidOption, NotFound
 from adapterhub.formats import peft
 from adapterhub.registry import checkout, fit, manifests
 from adapterhub.registry.inspection import require
@@ -21,11 +22,15 @@ from adapterhub.store import Store
 from adapterhub.tensorfile import Header, read_header, tensor_digests, write_file
 
 BASE_PROBLEMS = ("no-base", "local-base", "unpinned-base")
+README = "readme"
+Fingerprints = Mapping[str, tuple[int, int, int] | None]
 
 
 @dataclass(frozen=True)
 class Added:
-    """`status`: "added", or "unchanged" where the name's latest is this very version."""
+    """`status`: "added"; "unchanged" where the name's latest is this very version; "updated" where
+    it is, and a tag or the card changed. `base` is the base's name, `bytes` the size of all files.
+    """
 
     name: str
     digest: str
@@ -64,23 +69,31 @@ class Request:
 
 @dataclass(frozen=True)
 class BaseAtHand:
-    """A base that the user named: its registered name, and its weights_root."""
+    """A base that the user named, and its weights_root."""
 
     base: Base
-    name: str
     weights_root: str
 
 
-def add(store: Store, reading: Reading, request: Request, at_hand: BaseAtHand | None) -> Added:
-    """Store an adapter and move its name's `latest` to it. Raises what is wrong with it."""
-    adapter = require(reading)
-    if at_hand is not None:
-        fit.check(at_hand.base, adapter, name=str(reading.path))
+def add(
+    store: Store,
+    reading: Reading,
+    request: Request,
+    at_hand: BaseAtHand | None,
+    before: Fingerprints,
+) -> Added:
+    """Store an adapter that was checked, and move its name's `latest` to it.
+
+    `before` are the fingerprints of its files before they were read: raises InvalidAdapter where
+    one has changed since.
+    """
+    adapter = require(reading, values=False)
     sidecar = _sidecar(reading)
-    labels = request.labels or tuple(sidecar.get("labels", ())) or adapter.labels
+    labels = _labels(request, sidecar, adapter)
     record = _base_record(adapter, at_hand, sidecar)
-    with _as_safetensors(reading, adapter) as (sources, converted), store.writing():
+    with _as_safetensors(reading, adapter, sidecar) as (sources, converted), store.writing():
         stored = [_put(store, source, converted) for source in sources]
+        _check_unchanged(reading, before)
         header = _stored_weights(store, stored)
         manifest = manifests.build(
             adapter,
@@ -92,25 +105,60 @@ def add(store: Store, reading: Reading, request: Request, at_hand: BaseAtHand | 
             lineage=sidecar.get("lineage"),
         )
         version = store.put_manifest(manifest)
+        card, notes = _card(store, request.name, version, reading)
         outcome = store.add_version(
             request.name,
             version,
             tags=request.tags,
             origin=request.origin,
-            card=reading.card or None,
+            card=card,
             expect_new=request.new,
         )
     settled = BASE_PROBLEMS if at_hand else ()  # the base that was given settles them
+    problems = [p for p in reading.problems if not (p.fatal or p.code in settled)]
+    moved = outcome.previous != version
     return Added(
         name=outcome.name,
         digest=version,
-        status=outcome.status,
+        status="added" if moved else "updated" if outcome.events else "unchanged",
         method=adapter.method,
         base=record.name,
         parameters=adapter.parameters,
         bytes=sum(file.size for file in stored),
-        notes=tuple(p.sentence() for p in reading.problems if not (p.fatal or p.code in settled)),
+        notes=(*(p.sentence() for p in problems), *notes),
     )
+
+
+def _labels(request: Request, sidecar: Mapping[str, Any], adapter: Adapter) -> tuple[str, ...]:
+    """Raises InvalidOption where the user's do not go with the head that the adapter brings."""
+    weights = [t for _, role, t in adapter.tensors() if role == f"{REPLACE}weight"]
+    rows = {tensor.shape[0] for tensor in weights if len(tensor.shape) == 2}
+    count = len(request.labels)
+    if count and rows and count not in rows and adapter.task in fit.LABELLED:
+        sizes = " or ".join(str(size) for size in sorted(rows))
+        raise InvalidOption(
+            f"{count} labels were given, and the adapter's head has {sizes} rows",
+            remedy="give one label for each row, in order",
+        )
+    return request.labels or tuple(sidecar.get("labels", ())) or adapter.labels
+
+
+def _card(
+    store: Store, name: str, version: str, reading: Reading
+) -> tuple[Mapping[str, Any] | None, list[str]]:
+    """What README.md adds to the card, and a note of what it would change: people's words stay."""
+    try:
+        state = store.state(name)
+    except NotFound:
+        return reading.card or None, []
+    if version in state.versions:
+        return None, []
+    new = {k: v for k, v in reading.card.items() if k == README or k not in state.card}
+    kept = [k for k, v in reading.card.items() if k not in new and v != state.card[k]]
+    if not kept:
+        return new or None, []
+    text = f"the card of {name} keeps its own {', '.join(kept)}; README.md says otherwise"
+    return new or None, [f"{text} (adapterhub edit {name})"]
 
 
 def _base_record(
@@ -119,8 +167,8 @@ def _base_record(
     if at_hand is None and sidecar:
         return BaseRecord(**sidecar["base"])
     if at_hand is None:
-        return manifests.base_record(adapter, None, None, None)
-    return manifests.base_record(adapter, at_hand.base, at_hand.name, at_hand.weights_root)
+        return manifests.base_record(adapter, None, None)
+    return manifests.base_record(adapter, at_hand.base, at_hand.weights_root)
 
 
 def _sidecar(reading: Reading) -> Mapping[str, Any]:
@@ -138,6 +186,32 @@ def _sidecar(reading: Reading) -> Mapping[str, Any]:
     return manifest if said == here else {}
 
 
+def fingerprints(path: Path) -> Fingerprints:
+    """Size, mtime and inode of the files beside `path`, or in it."""
+    try:
+        with os.scandir(path if path.is_dir() else path.parent) as entries:
+            return {entry.name: _fingerprint(Path(entry.path)) for entry in entries}
+    except OSError:
+        return {}  # the reader of the format says what is wrong
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _check_unchanged(reading: Reading, before: Fingerprints) -> None:
+    for file in reading.files:
+        if before.get(file.path.name) != _fingerprint(file.path):
+            raise InvalidAdapter(
+                f"{file.path} changed while it was added",
+                remedy="wait until its writer is done, and add it again",
+            )
+
+
 def _stored_weights(store: Store, stored: Sequence[StoredFile]) -> Header:
     """Of the blob, not of the source: that one may change while it is being added."""
     weights = next(file for file in stored if file.path == peft.WEIGHTS)
@@ -151,12 +225,16 @@ def _put(store: Store, source: SourceFile, converted: Mapping[str, Any] | None) 
 
 @contextmanager
 def _as_safetensors(
-    reading: Reading, adapter: Adapter
+    reading: Reading, adapter: Adapter, sidecar: Mapping[str, Any]
 ) -> Iterator[tuple[Sequence[SourceFile], Mapping[str, Any] | None]]:
-    """The files to store; a pickle is replaced by a safetensors file made from its tensors."""
+    """The files to store, and the pickle that the weights come from.
+
+    A pickle is replaced by a safetensors file made from its tensors.
+    """
     weights = next(file for file in reading.files if file.kind == "weights")
     if weights.name == peft.WEIGHTS:
-        yield reading.files, None
+        said = {e["path"]: e.get("converted_from") for e in sidecar.get("files", ())}
+        yield reading.files, said.get(peft.WEIGHTS)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as directory:
         path = Path(directory) / peft.WEIGHTS

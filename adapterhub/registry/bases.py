@@ -10,12 +10,18 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from adapterhub import schema, strictjson
+from adapterhub import digest, schema, strictjson
 from adapterhub.base import Base, LeafCache, open_base
-from adapterhub.errors import AdapterHubError, AlreadyExists, InvalidName, NotFound
+from adapterhub.errors import (
+    AdapterHubError,
+    AlreadyExists,
+    InvalidName,
+    NotFound,
+    SchemaError,
+)
 from adapterhub.registry import hubcache
 from adapterhub.store import files
 
@@ -42,30 +48,47 @@ class Bases:
         The same checkpoint under the same name again only refreshes the record. Raises InvalidBase,
         AlreadyExists (the name means another checkpoint), InvalidName.
         """
-        base = self._open(str(path))
+        base = self.resolve(path)
         name = name or _default_name(base.path)
         if not _NAME.fullmatch(name):
             raise InvalidName(
                 f"{name!r} cannot name a base", remedy="letters, digits, . _ - and at most one /"
             )
         root = base.weights_root(self.cache, progress)
-        if self._place(name).is_file():
+        if self._taken(name, root):
             known = self.show(name)
-            if known["weights_root"] != root:
-                raise AlreadyExists(
-                    f"the name {name} already means {known['path']}, with other weights",
-                    remedy=f"choose another --name, or adapterhub base rm {name}",
-                )
+            raise AlreadyExists(
+                f"the name {name} already means {known['path']}, with other weights",
+                remedy=f"choose another --name, or adapterhub base rm {name}",
+            )
+        return self._write(base, name, root)
+
+    def remember(self, base: Base, weights_root: str) -> None:
+        """Record a base that was used, unless one with these weights is recorded and still there.
+
+        A default name that means other weights gets a part of the digest behind it.
+        """
+        same = [record for record in self.list() if record["weights_root"] == weights_root]
+        if any(Path(record["path"]).is_dir() for record in same):
+            return
+        name = same[0]["name"] if same else _default_name(base.path)
+        if self._taken(name, weights_root):
+            name = f"{name}-{weights_root.removeprefix(digest.PREFIX)[:8]}"
+        self._write(base, name, weights_root)
+
+    def _taken(self, name: str, root: str) -> bool:
+        place = self._place(name)
+        return place.is_file() and self._read(place)["weights_root"] != root
+
+    def _write(self, base: Base, name: str, root: str) -> dict[str, Any]:
         record = _record(base, name, root)
         schema.check(record, "base", what=f"base {name}")
-        self._write(record)
-        return record
-
-    def _write(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        with files.named_errors(self.directory), files.temporary(self.directory) as (fd, path):
+        tmp = self.directory.parent / "tmp"  # the home's own, which gc sweeps
+        with files.named_errors(self.directory), files.temporary(tmp) as (fd, path):
             files.write_all(fd, text.encode("utf-8"), path)
-            files.publish(fd, path, self._place(record["name"]), 0o644)
+            files.publish(fd, path, self._place(name), 0o644)
+        return record
 
     def list(self) -> list[dict[str, Any]]:
         """The records, by name. A damaged one is named in an error, not skipped."""
@@ -84,30 +107,39 @@ class Bases:
 
     def rm(self, name: str) -> dict[str, Any]:
         """Forget a base; its files stay where they are. Raises NotFound."""
-        record = self.show(name)
-        files.unlink(self._place(name))
+        try:
+            record = self.show(name)
+        except SchemaError:  # a damaged record can be forgotten too
+            record = {"name": name, "path": None}
+        with files.named_errors(self.directory):
+            files.unlink(self._place(name))
         return record
 
     def find(self, weights_root: str | None, name: str | None) -> Base | None:
-        """The base with these weights, else the one of this name, if it is at hand."""
+        """The base with these weights, if it is at hand: a registered one, or that of this name.
+
+        Without `weights_root`, the base of this name is taken as it is.
+        """
         for record in self.list():
             if weights_root and record["weights_root"] == weights_root:
                 path = Path(record["path"])
                 if path.is_dir():
                     return open_base(path, on_note=self.on_note)
-        if weights_root is None and name:
-            try:
-                return self.resolve(name)
-            except AdapterHubError:
-                return None
-        return None
+        try:
+            found = self.resolve(name) if name else None
+        except AdapterHubError:
+            return None
+        if found and weights_root and found.weights_root(self.cache) != weights_root:
+            return None
+        return found
 
     def resolve(self, text: str | Path) -> Base:
-        """A BASE as people write it. Raises NotFound, InvalidName where it is ambiguous."""
-        return self._open(str(text))
+        """A BASE as people write it; a `Path` is always a directory.
 
-    def _open(self, text: str) -> Base:
-        return open_base(self._directory(text), on_note=self.on_note)
+        Raises NotFound, InvalidName where it is ambiguous, InvalidBase.
+        """
+        path = text if isinstance(text, Path) else self._directory(text)
+        return open_base(path.expanduser(), on_note=self.on_note)
 
     def _directory(self, text: str) -> Path:
         if text.startswith("hub:"):
@@ -116,7 +148,7 @@ class Bases:
             return Path(text).expanduser()
         meanings = self._meanings(text)
         if not meanings:
-            return hubcache.directory(text) if "/" in text else Path(text)
+            raise self._unknown(text)
         if len({path.resolve() for path in meanings.values()}) > 1:
             options = " or ".join(f"{what} {path}" for what, path in meanings.items())
             raise InvalidName(
@@ -124,6 +156,14 @@ class Bases:
                 remedy=f"write ./{text} for the directory, hub:{text} for the Hub's model",
             )
         return next(iter(meanings.values()))
+
+    def _unknown(self, text: str) -> NotFound:
+        known = ", ".join(record["name"] for record in self.list()[:8])
+        hub = f"; from the Hub: hf download {text}" if hubcache.is_id(text) else ""
+        return NotFound(
+            f"{text} is no registered base, no directory, and not in the Hugging Face cache",
+            remedy=f"check the spelling (registered: {known or 'none yet'}){hub}",
+        )
 
     def _meanings(self, text: str) -> dict[str, Path]:
         found: dict[str, Path] = {}
@@ -140,17 +180,34 @@ class Bases:
         return self.directory / f"{name.replace('/', '%2F')}.json"
 
     def _read(self, path: Path) -> dict[str, Any]:
-        record = strictjson.load_object(path)
-        schema.check(record, "base", what=str(path))
+        try:
+            record = strictjson.load_object(path)
+            schema.check(record, "base", what=str(path))
+        except SchemaError as error:
+            name = path.name.removesuffix(".json").replace("%2F", "/")
+            remedy = f"adapterhub base rm {name}, then add it again"
+            raise SchemaError(error.message, details=error.details, remedy=remedy) from error
         return record
 
 
 def _default_name(path: Path) -> str:
     """The directory's name; for a snapshot in the Hugging Face cache its repository."""
-    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
-        return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-    name = path.parent.name if path.name.lower() in _GENERIC else path.name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "base"
+    return hubcache.repository(path) or short_name(str(path)) or "base"
+
+
+def short_name(path: str) -> str | None:
+    """What a path calls a model: its last part that means anything; None if none does.
+
+    `/data/minilm` → `minilm`, `C:\\runs\\ner\\model` → `ner`.
+    """
+    repository = hubcache.repository(PurePath(path))
+    if repository is not None:
+        return repository
+    for part in reversed(path.replace("\\", "/").split("/")):
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-._")
+        if name and name.lower() not in _GENERIC:
+            return name
+    return None
 
 
 def _record(base: Base, name: str, root: str) -> dict[str, Any]:

@@ -6,27 +6,39 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from adapterhub import digest
-from adapterhub.errors import OutputError
+from adapterhub import digest, schema, strictjson
+from adapterhub.errors import AdapterHubError, OutputError
 from adapterhub.store import Store, files
 
 MANIFEST = "adapterhub.json"
+_UNFINISHED_SECONDS = 3600.0
 
 
 def linked(store: Store, version: str, manifest: Mapping[str, Any]) -> Path:
     """A directory of links to blobs, made once per version and kept below `cache/`."""
     place = _cache(store) / version.removeprefix(digest.PREFIX)
     if place.is_dir():
-        return place
+        if _is_sound(store, manifest, place):
+            return place
+        shutil.rmtree(place, ignore_errors=True)  # somebody wrote into it
     with files.named_errors(store.home):
         _build(
             store, manifest, place, lambda blob, target, depth: _link(blob, target, place, depth)
         )
     return place
+
+
+def _is_sound(store: Store, manifest: Mapping[str, Any], place: Path) -> bool:
+    """Whether every file is still the link to its blob."""
+    entries = manifest["files"]
+    links = ((place / e["path"], store.blob_path(e["sha256"])) for e in entries)
+    return all(link.is_symlink() and link.resolve() == blob.resolve() for link, blob in links)
 
 
 def _link(blob: Path, target: Path, place: Path, depth: int) -> None:
@@ -72,6 +84,8 @@ def _build(
             target.parent.mkdir(parents=True, exist_ok=True)
             put(store.blob_path(entry["sha256"]), target, entry["path"].count("/"))
         (partial / MANIFEST).write_bytes(to_bytes(manifest))
+        files.fsync_path(partial / MANIFEST)
+        files.fsync_path(partial)
         partial.replace(place)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
@@ -86,13 +100,37 @@ def to_bytes(manifest: Mapping[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def sweep(store: Store, alive: Iterable[str]) -> int:
-    """Remove the linked directories of versions that are gone; how many there were."""
-    keep = {version.removeprefix(digest.PREFIX) for version in alive}
-    gone = [p for p in _cache(store).glob("*") if p.name not in keep and p.is_dir()]
-    for place in gone:
-        shutil.rmtree(place, ignore_errors=True)
-    return len(gone)
+def sweep(store: Store, grace_seconds: float) -> None:
+    """Remove linked directories whose manifest is gone, and what a killed process left."""
+    before = time.time() - max(grace_seconds, _UNFINISHED_SECONDS)
+    for place in _cache(store).glob("*"):
+        with suppress(FileNotFoundError):  # another process collects too
+            if _is_left_over(store, place, before):
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_left_over(store: Store, place: Path, before: float) -> bool:
+    if place.name.startswith("."):
+        return place.stat().st_mtime < before
+    try:
+        store.manifest(digest.PREFIX + place.name)
+    except AdapterHubError:
+        return True
+    return False
+
+
+def differences(directory: Path) -> list[str]:
+    """In what an exported directory differs from its manifest, one sentence each."""
+    manifest = strictjson.load_object(directory / MANIFEST)
+    schema.check(manifest, "manifest", what=str(directory / MANIFEST))
+    found = []
+    for entry in manifest["files"]:
+        path = directory / entry["path"]
+        if not path.is_file():
+            found.append(f"{entry['path']} is missing")
+        elif digest.of_bytes(path.read_bytes()) != entry["sha256"]:
+            found.append(f"{entry['path']} has changed")
+    return found
 
 
 def _cache(store: Store) -> Path:

@@ -12,12 +12,30 @@ from typing import Any, Self
 from adapterhub import formats
 from adapterhub.adapter import Adapter
 from adapterhub.base import LeafCache
-from adapterhub.errors import AdapterHubError, InvalidName, InvalidOption, NotFound
-from adapterhub.registry import adding, checkout, diffs, inspection, runs
+from adapterhub.digest import PREFIX
+from adapterhub.errors import (
+    AdapterHubError,
+    AlreadyExists,
+    InvalidName,
+    InvalidOption,
+    NotFound,
+)
+from adapterhub.registry import adding, checkout, diffs, fit, inspection, runs, verifying
 from adapterhub.registry.adding import Added, BaseAtHand, Request
 from adapterhub.registry.bases import Bases
 from adapterhub.registry.inspection import Inspection
-from adapterhub.store import Event, Filters, GcReport, Outcome, Row, Store, check_name, check_tag
+from adapterhub.store import (
+    Event,
+    Filters,
+    GcReport,
+    Outcome,
+    Ref,
+    Row,
+    Store,
+    check_name,
+    check_tag,
+    parse_ref,
+)
 
 Progress = Callable[[int], None]
 CARD_FIELDS = ("description", "licence", "language", "topics", "metrics")
@@ -70,7 +88,7 @@ class Registry:
 
         Raises what is wrong with it.
         """
-        path = self._as_path(text)
+        path = self.as_path(text)
         if path is not None:
             reading = formats.read(path, allow_pickle=allow_pickle)
             return Loaded(str(path), inspection.require(reading), path)
@@ -82,8 +100,8 @@ class Registry:
         adapter = inspection.require(formats.read(place), values=False)
         return Loaded(f"{name}@{digest}", _overlaid(adapter, manifest), place, digest, manifest)
 
-    def _as_path(self, text: str | Path) -> Path | None:
-        """The path that `text` means, or None if it means a ref."""
+    def as_path(self, text: str | Path) -> Path | None:
+        """The path that `text` means, or None if it means a ref. Raises InvalidName for both."""
         if isinstance(text, Path):
             return text
         if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
@@ -100,13 +118,13 @@ class Registry:
 
     def _is_ref(self, text: str) -> bool:
         try:
-            return self.store.exists(text)
+            return self.store.exists(parse_ref(text).name)
         except InvalidName:
             return False
 
     def inspect(self, text: str | Path, *, allow_pickle: bool = False) -> Inspection:
         """What is this? Damage is reported, not raised, as long as anything can be read."""
-        path = self._as_path(text)
+        path = self.as_path(text)
         if path is not None:
             reading = formats.read(path, allow_pickle=allow_pickle)
             return inspection.inspect(reading, source=str(path))
@@ -135,27 +153,27 @@ class Registry:
         is registered. The same bytes again change nothing. Raises what is wrong, before anything
         is stored.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
+        before = adding.fingerprints(path)
         reading = formats.read(path, allow_pickle=allow_pickle)
         request = Request(
-            name=check_name(name or runs.name_for(reading.path, reading.path, None)),
+            name=check_name(name or runs.spelled(reading.path.resolve().name)),
             tags=tuple(check_tag(t) for t in ([tag] if isinstance(tag, str) else tag)),
             labels=tuple(labels),
             new=new,
             origin={"path": str(reading.path.resolve())},
         )
-        inspection.require(reading)
-        at_hand = self._base_at_hand(base) if base is not None else None
-        return adding.add(self.store, reading, request, at_hand)
+        adapter = inspection.require(reading)
+        at_hand = self._base_at_hand(base, adapter, path) if base is not None else None
+        added = adding.add(self.store, reading, request, at_hand, before)
+        if at_hand is not None:
+            self.base.remember(at_hand.base, at_hand.weights_root)
+        return added
 
-    def _base_at_hand(self, base: str | Path) -> BaseAtHand:
-        found = self.base.resolve(base)
-        root = found.weights_root(self.cache)
-        for record in self.base.list():
-            if record["weights_root"] == root and record["path"] == str(found.path):
-                return BaseAtHand(found, record["name"], root)
-        record = self.base.add(found.path)
-        return BaseAtHand(found, record["name"], root)
+    def _base_at_hand(self, text: str | Path, adapter: Adapter, path: Path) -> BaseAtHand:
+        base = self.base.resolve(text)
+        fit.check(base, adapter, name=str(path))  # before every byte of the base is hashed
+        return BaseAtHand(base, base.weights_root(self.cache))
 
     def add_runs(
         self,
@@ -168,15 +186,27 @@ class Registry:
         new: bool = False,
         allow_pickle: bool = False,
     ) -> Iterator[runs.Taken]:
-        """`add --recursive`: every adapter below `root`, each taken or refused by itself."""
-        root = Path(root)
+        """`add --recursive`: every adapter below `root`, each taken or refused by itself.
+
+        Names come from the paths below `root`, after `name` where it is given. A second path that
+        would get the name of the first is refused. Raises NotFound where there is no adapter.
+        """
+        root = Path(root).expanduser()
         if not root.is_dir():
             raise NotFound(f"{root} is not a directory", remedy="give a directory of runs")
-        empty = True
-        for path in runs.find(root):
-            empty = False
-            wanted = runs.name_for(root, path, name)
+        found = list(runs.find(root))
+        if not found:
+            raise NotFound(
+                f"there is no adapter below {root}", remedy="adapters have an adapter_config.json"
+            )
+        names: dict[str, Path] = {}
+        for path, wanted in runs.names(root, found, name):
             try:
+                if (first := names.setdefault(wanted, path)) != path:
+                    raise AlreadyExists(
+                        f"its name {wanted} is that of {first}",
+                        remedy="add it by itself: --name",
+                    )
                 added = self.add(
                     path,
                     name=wanted,
@@ -186,13 +216,10 @@ class Registry:
                     new=new,
                     allow_pickle=allow_pickle,
                 )
-                yield runs.Taken(str(path), wanted, added.version, added.status)
             except AdapterHubError as error:
-                yield runs.Taken(str(path), wanted, None, "refused", error.message)
-        if empty:
-            raise NotFound(
-                f"there is no adapter below {root}", remedy="adapters have an adapter_config.json"
-            )
+                yield runs.refused(path, wanted, error)
+            else:
+                yield runs.taken(path, added)
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -220,19 +247,30 @@ class Registry:
         return self.store.search(text, filters or Filters(), limit=limit)
 
     def show(self, ref: str) -> dict[str, Any]:
-        """A version: its manifest, the card and tags of its name, and when it was added."""
+        """A version: its manifest, the card and tags of its name, and when it was added.
+
+        `base_at` is the record of the registered base with the recorded weights, or None.
+        """
         name, digest = self.store.resolve(ref)
         state = self.store.state(name)
+        manifest = self.store.manifest(digest)
         return {
             "name": name,
             "digest": digest,
             "version": f"{name}@{digest}",
-            "manifest": self.store.manifest(digest),
+            "manifest": manifest,
+            "base_at": self._base_at(manifest["base"]["weights_root"]),
             "card": dict(state.card),
             "tags": dict(state.tags),
             "versions": [{"digest": d, "added": when} for d, when in state.versions.items()],
             "origin": self._origin(name, digest),
         }
+
+    def _base_at(self, weights_root: str | None) -> dict[str, Any] | None:
+        if weights_root is None:
+            return None
+        records = (r for r in self.base.list() if r["weights_root"] == weights_root)
+        return next(records, None)
 
     def _origin(self, name: str, digest: str) -> Mapping[str, Any] | None:
         found = None
@@ -283,13 +321,30 @@ class Registry:
 
     def rm(self, ref: str) -> Outcome:
         """Remove a name, or with `name@digest` that version; undone by `rollback` or `tag`."""
-        if "@" in ref:
-            return self.store.remove_version(*self.store.resolve(ref))
-        return self.store.remove_name(ref)
+        parsed = parse_ref(ref)
+        if parsed.digest_prefix is not None:
+            return self.store.remove_version(*self.store.resolve(parsed))
+        if parsed.tag is not None:
+            raise InvalidOption(
+                f"{ref} is a tag; a name or a version can be removed",
+                remedy=f"adapterhub untag {parsed.name} {parsed.tag}, or rm {parsed.name}@DIGEST",
+            )
+        return self.store.remove_name(parsed.name)
 
     def tag(self, ref: str, tag: str) -> Outcome:
-        name, digest = self.store.resolve(ref)
+        """Point `tag` at a version; one that was removed comes back where its digest is given."""
+        parsed = parse_ref(ref)
+        try:
+            name, digest = self.store.resolve(parsed)
+        except NotFound:
+            if parsed.digest_prefix is None or not self._is_removed(parsed):
+                raise
+            return self.store.rollback(parsed.name, tag, parsed.digest_prefix)
         return self.store.tag(name, digest, tag)
+
+    def _is_removed(self, ref: Ref) -> bool:
+        start = f"{PREFIX}{ref.digest_prefix}"
+        return any(each.startswith(start) for each in self.store.restorable(ref.name))
 
     def untag(self, name: str, tag: str) -> Outcome:
         return self.store.untag(name, tag)
@@ -303,36 +358,17 @@ class Registry:
     # --- upkeep -------------------------------------------------------------------------------
 
     def verify(self, ref: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
-        """Re-hash a version, or every version of every name; damage is listed, not raised."""
-        versions = [self.store.resolve(ref)] if ref else list(self._versions())
-        problems: builtins.list[str] = []
-        blobs: dict[str, str] = {}
-        for name, digest in versions:
-            try:
-                manifest = self.store.manifest(digest)
-            except AdapterHubError as error:
-                problems.append(f"{name}@{digest[:19]}: {error.message}")
-                continue
-            for entry in manifest["files"]:
-                blobs.setdefault(entry["sha256"], f"{name}@{digest[:19]}: {entry['path']}")
-        for blob, where in blobs.items():
-            try:
-                self.store.verify_blob(blob)
-            except AdapterHubError as error:
-                problems.append(f"{where}: {error.message}")
-            if progress:
-                progress(1)
-        return {"versions": len(versions), "files": len(blobs), "problems": problems}
+        """Re-hash a version, or every version of every name; damage is listed, not raised.
 
-    def _versions(self) -> Iterator[tuple[str, str]]:
-        for name in self.store.names():
-            for digest in self.store.state(name).versions:
-                yield name, digest
+        `progress` is told of files done. Returns the counts of versions and files, and `problems`.
+        """
+        return verifying.verify(self.store, ref, progress)
 
     def gc(self, *, dry_run: bool = False, grace_seconds: float = 86400.0) -> GcReport:
+        """Delete what no name needs, nor has needed for 30 days, unless it is younger than that."""
         report = self.store.gc(grace_seconds=grace_seconds, dry_run=dry_run)
         if not dry_run:
-            checkout.sweep(self.store, {digest for _, digest in self._versions()})
+            checkout.sweep(self.store, grace_seconds)
         return report
 
     def reindex(self) -> int:

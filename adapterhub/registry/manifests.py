@@ -11,6 +11,7 @@ from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.formats.peft import looks_like_path
 from adapterhub.methods import method
+from adapterhub.registry.bases import short_name
 from adapterhub.registry.inspection import rank_summary, saved, targets
 from adapterhub.tensorfile import Header
 
@@ -42,17 +43,20 @@ class BaseRecord:
     quantization: str | None = None
 
 
-def base_record(
-    adapter: Adapter, base: Base | None, name: str | None, root: str | None
-) -> BaseRecord:
-    """`name` and `root` (weights_root) belong to `base`. A Hub id in the config keeps its name."""
+def base_record(adapter: Adapter, base: Base | None, root: str | None) -> BaseRecord:
+    """`root` is the weights_root of `base`, where that is at hand.
+
+    The name is what the adapter says, never what this machine calls the base: else the same adapter
+    with the same base would have another digest elsewhere. Of a path on somebody's machine only the
+    last part is kept once the digests tell which base it was.
+    """
     claim = adapter.base
-    declared = claim.name if claim.name and not looks_like_path(claim.name) else None
     if base is None:
         return BaseRecord(claim.name, claim.revision, quantization=claim.quantization)
+    is_path = claim.name is not None and looks_like_path(claim.name)
     return BaseRecord(
-        name=declared or name,
-        revision=claim.revision if declared else None,
+        name=short_name(claim.name) if claim.name and is_path else claim.name,
+        revision=None if is_path else claim.revision,
         structure_root=base.structure_root,
         weights_root=root,
         quantization=claim.quantization,

@@ -4,51 +4,74 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterhub import formats
+from adapterhub.errors import AdapterHubError
+from adapterhub.registry.adding import Added
 
-MAX_DEPTH = 8
+_RUN = re.compile(r"checkpoint-\d+")
 
 
 @dataclass(frozen=True)
 class Taken:
-    """One adapter found below a directory: what it became, or why it was refused."""
+    """One adapter found below a directory: what it became, or why it was refused.
+
+    `status`: as in `Added`, or "refused"; then `version` is None and `error` and `remedy` are set.
+    """
 
     path: str
     name: str
     version: str | None
-    status: str  # "added", "unchanged", "refused"
+    status: str
     error: str | None = None
+    remedy: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def taken(path: Path, added: Added) -> Taken:
+    return Taken(str(path), added.name, added.version, added.status, notes=added.notes)
+
+
+def refused(path: Path, name: str, error: AdapterHubError) -> Taken:
+    return Taken(str(path), name, None, "refused", error.message, error.remedy)
+
+
 def find(root: Path) -> Iterator[Path]:
     """Directories below `root` (or itself) that look like adapters, in the order of their names.
 
-    Links to directories are not followed, hidden ones are left aside.
+    Links to directories are not followed, hidden ones are left aside; those that cannot be opened
+    are yielded, so that whoever reads them says why.
     """
-    for directory, below, _ in os.walk(root, followlinks=False):
+    closed: list[OSError] = []
+    for directory, below, _ in os.walk(root, onerror=closed.append, followlinks=False):
         below[:] = sorted(name for name in below if not name.startswith("."))
         path = Path(directory)
-        if len(path.relative_to(root).parts) >= MAX_DEPTH:
-            below[:] = []
         if formats.detect(path) is not None:
             yield path
+    yield from (Path(error.filename) for error in closed if error.filename)
 
 
-def name_for(root: Path, path: Path, name: str | None) -> str:
-    """A name from the place below `root`: `runs/ner/checkpoint-500` → `ner-checkpoint-500`.
+def names(root: Path, found: Sequence[Path], name: str | None) -> Iterator[tuple[Path, str]]:
+    """Each path with its name; `name` is what all names start with.
 
-    With `name`, that is what all names start with.
+    `runs` holds `ner/checkpoint-500`: `ner-checkpoint-500`. Where `root` is itself a run (it holds
+    an adapter, or `checkpoint-500`), its own name comes first.
     """
-    parts = [name] if name else []
-    parts += path.relative_to(root).parts
-    joined = "-".join(parts) or root.resolve().name
-    spelled = re.sub(r"[^a-z0-9._/-]+", "-", joined.lower())
-    return re.sub(r"[._-]*/[._-]*", "/", spelled).strip("._-/") or "adapter"
+    below = [path.relative_to(root).parts for path in found]
+    is_run = any(not parts or _RUN.fullmatch(parts[0]) for parts in below)
+    start = name or (root.resolve().name if is_run else "")
+    for path, parts in zip(found, below, strict=True):
+        yield path, spelled("-".join([*([start] if start else []), *parts]))
+
+
+def spelled(text: str) -> str:
+    """`text` as the rules for names want it; "adapter" where nothing is left of it."""
+    name = re.sub(r"[^a-z0-9._/-]+", "-", text.lower())
+    return re.sub(r"[._-]*/[._-]*", "/", name).strip("._-/") or "adapter"
