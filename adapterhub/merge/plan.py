@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from adapterhub.base import Base
 from adapterhub.errors import BaseMismatch, InvalidOption
+from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.merge import companions
 from adapterhub.merge.draft import Draft, refuse_packed
 from adapterhub.merge.work import Fate, MergePlan, Options, Source, Term, Work
@@ -16,6 +17,7 @@ from adapterhub.tensorfile import ShardLayout, Spec, lay_out, plan_shards
 __all__ = ["Fate", "MergePlan", "Options", "Source", "Term", "Work", "plan"]
 
 
+@default_float_mode()  # for the coefficients
 def plan(base: Base, sources: Sequence[Source], options: Options | None = None) -> MergePlan:
     """Decide everything. Raises NotMergeable or BaseMismatch, with every mismatch listed."""
     options = options or Options()
