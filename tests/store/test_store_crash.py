@@ -44,8 +44,14 @@ CHANGES: dict[str, Callable[[Store], object]] = {
 }
 
 
-@pytest.mark.parametrize("mode", ["kill", "torn"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "mode"),
+    [
+        *((change, "kill") for change in CHANGES),
+        ("add", "torn"),
+        *(pytest.param(change, "torn", marks=pytest.mark.slow) for change in ("new", "mv", "rm")),
+    ],
+)
 def test_a_kill_before_any_call_leaves_the_old_or_the_new_state(
     tmp_path: Path, change: str, mode: str
 ) -> None:
