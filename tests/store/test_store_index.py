@@ -288,6 +288,25 @@ def test_a_log_that_cannot_be_read_is_left_out_and_noted(store: Store, notes: li
     assert notes[-1].startswith("plain is left out of the index: line 1 of ")
 
 
+def test_an_index_that_could_not_be_written_catches_up_at_the_next_opening(
+    store: Store, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(log: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    storekit.add(store, "a", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(store._index, "update", busy)
+        for number in range(70):  # past the size at which the intents are emptied
+            storekit.add(store, f"b{number}", number)
+    assert "the index is behind (database is locked)" in notes[0]
+    assert store.names() == ("a",)
+    with Store(store.home) as again:
+        assert len(again.names()) == 71
+        storekit.add(again, "c", 1)
+        assert (store.home / "intents.jsonl").stat().st_size == 0
+
+
 def test_connections_of_threads_that_ended_are_closed(store: Store) -> None:
     storekit.add(store, "a", 1)
     seen: list[tuple[str, ...]] = []
