@@ -16,13 +16,15 @@ from adapterhub import kernels
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.errors import BaseMismatch, InvalidAdapter, NotMergeable
-from adapterhub.methods import BiasDelta, LowRank, Replacement, method
+from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement, method
+from adapterhub.registry import fit
 from adapterhub.tensorfile import DTYPES, Tensor
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+FLOATS: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # PEFT's task types, and ours for tasks that PEFT does not name.
 AUTO_CLASSES: Mapping[str, str] = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -43,8 +45,9 @@ def load(base: Base, adapter: Adapter) -> PreTrainedModel:
     that does not fit, or that neither base nor adapter has.
     """
     meaning = method(adapter.method).implementation.meaning(adapter)
+    fit.check(base, adapter, name="the adapter")  # before a model is loaded
     heads = _brought(meaning)
-    model, missing = _from_pretrained(base, adapter, heads)
+    model, missing = _from_pretrained(base, adapter, meaning)
     _refuse_random(missing, heads, base)
     mismatches = [found for part in meaning if (found := _mismatch(model, part))]
     if mismatches:
@@ -54,12 +57,12 @@ def load(base: Base, adapter: Adapter) -> PreTrainedModel:
             details=mismatches,
             remedy="check that this is the base it was trained on: adapterhub show REF",
         )
-    for part in meaning:
-        _apply(model, part)
+    for part in sorted(meaning, key=lambda part: not isinstance(part, Replacement)):
+        _apply(model, part)  # what is replaced first, since others may add to it
     return model.eval()
 
 
-def _brought(meaning: tuple[LowRank | BiasDelta | Replacement, ...]) -> dict[str, Tensor]:
+def _brought(meaning: Meaning) -> dict[str, Tensor]:
     return {f"{p.module}.{p.parameter}": p.value for p in meaning if isinstance(p, Replacement)}
 
 
@@ -67,16 +70,16 @@ def _brought(meaning: tuple[LowRank | BiasDelta | Replacement, ...]) -> dict[str
 
 
 def _from_pretrained(
-    base: Base, adapter: Adapter, heads: Mapping[str, Tensor]
+    base: Base, adapter: Adapter, meaning: Meaning
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model and the names of parameters that the base's files do not have."""
     import transformers
 
-    options: dict[str, Any] = {"dtype": "auto", "local_files_only": True}
-    if labels := _labels(adapter, heads):
+    options: dict[str, Any] = {"dtype": _dtype(base), "local_files_only": True}
+    if labels := _labels(adapter, _brought(meaning)):
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {name: i for i, name in enumerate(labels)}
-    auto = getattr(transformers, _auto_class(base, adapter))
+    auto = getattr(transformers, _class_name(base, adapter, meaning))
     with _quiet_loading():
         model, info = auto.from_pretrained(
             base.path, output_loading_info=True, use_safetensors=True, **options
@@ -84,10 +87,18 @@ def _from_pretrained(
     return model, set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
 
 
-def _auto_class(base: Base, adapter: Adapter) -> str:
+def _dtype(base: Base) -> str:
+    """That of the files, where it is one; config.json may name another, which would round."""
+    floats = [FLOATS[dtype] for dtype in base.dtypes if dtype in FLOATS]
+    return floats[0] if len(floats) == 1 else "auto"
+
+
+def _class_name(base: Base, adapter: Adapter, meaning: Meaning) -> str:
+    """By the task; without one, the class that has the adapter's head, or the base's own."""
     if adapter.task and adapter.task in AUTO_CLASSES:
         return AUTO_CLASSES[adapter.task]
-    return base.model_class.name if base.model_class else "AutoModel"
+    found = fit.target_class(base, [(adapter, meaning)]) or base.model_class
+    return found.name if found else "AutoModel"
 
 
 def _labels(adapter: Adapter, heads: Mapping[str, Tensor]) -> list[str]:
@@ -133,15 +144,12 @@ def _mismatch(model: PreTrainedModel, part: LowRank | BiasDelta | Replacement) -
     parameter = _find(model, name)
     if parameter is None:
         return f"{name}: the model has no such parameter"
-    if isinstance(part, LowRank):
-        if _is_shared(model, parameter):
-            raise NotMergeable(
-                f"{name} shares its weight with another module",
-                remedy="a later version attaches beside tied weights; until then use peft",
-            )
-        shape = _delta_shape(model, part)
-    else:
-        shape = part.value.shape
+    if sharing := _sharing(model, parameter):
+        raise NotMergeable(
+            f"{name} is tied: {' and '.join(sharing)} share one weight",
+            remedy="a later version attaches beside tied weights; until then use peft",
+        )
+    shape = _delta_shape(model, part) if isinstance(part, LowRank) else part.value.shape
     expected = tuple(parameter.shape)
     return "" if shape == expected else f"{name}: {list(shape)}, the model has {list(expected)}"
 
@@ -160,9 +168,11 @@ def _find(model: PreTrainedModel, name: str) -> torch.nn.Parameter | None:
     return parameter
 
 
-def _is_shared(model: PreTrainedModel, parameter: torch.nn.Parameter) -> bool:
+def _sharing(model: PreTrainedModel, parameter: torch.nn.Parameter) -> list[str]:
+    """The names of a parameter that has several."""
     everywhere = model.named_parameters(remove_duplicate=False)
-    return sum(other is parameter for _, other in everywhere) > 1
+    names = [name for name, other in everywhere if other is parameter]
+    return names if len(names) > 1 else []
 
 
 def _is_transposed(model: PreTrainedModel, part: LowRank) -> bool:
