@@ -129,7 +129,7 @@ def problems(adapter: Adapter) -> list[Problem]:
         text = "the weights hold whole tensors only, and no LoRA pair"
         found.append(Problem("no-pairs", text, "check that the right modules were targeted"))
     if not _packed(adapter.config):
-        found += _rank_problems(adapter, config)
+        found += _rank_problems(adapter, config) or _alpha_problems(adapter, config)
     return found
 
 
@@ -196,6 +196,15 @@ def _rank_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
     if more:
         found.append(_fatal("rank-mismatch", f"{more} more modules differ in the same way", ""))
     return found
+
+
+def _alpha_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
+    """peft sorts the keys of what it saves, so that the first match may be another than it was."""
+    unsure = [m for m, _, _ in _pairs(adapter) if config.alpha_pattern.is_ambiguous(m)]
+    if not unsure:
+        return []
+    text = f"several keys of alpha_pattern match {unsure[0]} and say different values"
+    return [Problem("alpha-order", text, "the first counts; peft sorts keys when it saves")]
 
 
 def ranks(adapter: Adapter) -> Ranks | None:

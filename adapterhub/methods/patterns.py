@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,16 @@ class Patterns:
 
     def find(self, module: str) -> Any | None:
         """The value of the first key that matches, or None. Raises InvalidAdapter."""
+        return next(self._found(module), None)
+
+    def is_ambiguous(self, module: str) -> bool:
+        """Whether another order of the keys would give another value. Raises InvalidAdapter."""
+        return len(set(self._found(module))) > 1
+
+    def _found(self, module: str) -> Iterator[Any]:
         started = time.thread_time()
         try:
-            return next((v for key, v in self.values.items() if self._matches(key, module)), None)
+            yield from (value for key, value in self.values.items() if self._matches(key, module))
         finally:
             self._spent[:] = [sum(self._spent) + time.thread_time() - started]
 

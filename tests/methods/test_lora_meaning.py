@@ -248,6 +248,15 @@ def test_a_pattern_that_cannot_be_used_is_a_problem() -> None:
         assert "pattern '(' of adapter_config.json cannot be used" in problem.message
 
 
+def test_keys_of_alpha_whose_order_matters_are_told() -> None:
+    patterns = {"q": 1, "layers.1.*": 2, "k": 2}
+    modules = {"layers.0.q": PAIR, "layers.1.k": PAIR}
+    assert lora.problems(adapter(modules, alpha_pattern=patterns)) == []
+    problem = _only(lora.problems(adapter({**modules, "layers.1.q": PAIR}, alpha_pattern=patterns)))
+    assert (problem.code, problem.fatal) == ("alpha-order", False)
+    assert problem.message.startswith("several keys of alpha_pattern match layers.1.q and say")
+
+
 def test_experts_are_packed_and_have_the_rank_of_the_config() -> None:
     roles = {"lora_A": np.ones((8, 3), np.float32), "lora_B": np.ones((2, 8), np.float32)}
     seen = adapter({"experts": roles}, target_parameters=["experts.w"])
