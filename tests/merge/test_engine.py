@@ -353,13 +353,13 @@ def test_the_place_of_an_overflow_is_that_of_the_stored_tensor(tmp_path: Path) -
 def test_a_rounding_mode_left_behind_by_others_changes_nothing(base: Path, tmp_path: Path) -> None:
     tensors = pair(Q0, HIDDEN, HIDDEN, rank=3)
     adapter = save_adapter(tmp_path / "a", tensors, r=3, lora_alpha=5)
-    run(base, tmp_path / "usual", adapter, dtype="bfloat16")
+    run(base, tmp_path / "usual", adapter)
     libm = ctypes.CDLL(ctypes.util.find_library("m"))
     up = 0x400000 if platform.machine() in ("aarch64", "arm64") else 0x800
     libm.fesetround(up)
     try:
         assert float(np.float32(np.float64(5) / 3)) > 1.6666667  # the mode is in force
-        run(base, tmp_path / "up", adapter, dtype="bfloat16")
+        run(base, tmp_path / "up", adapter)
     finally:
         libm.fesetround(0)
     assert contents(tmp_path / "usual") == contents(tmp_path / "up")
