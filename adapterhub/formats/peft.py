@@ -32,7 +32,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 METADATA = {"format": "pt"}
-WRAPPED = "wrapped:"
+WRAPPED = "wrapped:"  # replace:… of a module that an adapter wraps
+TOKENS_WRAPPED = "tokens_wrapped:"  # … or that trainable tokens wrap
 
 KEYS = Renamer(
     (
@@ -44,6 +45,7 @@ KEYS = Renamer(
         ("base_model.model.{module}.lora_magnitude_vector", "lora_magnitude_vector"),
         ("base_model.model.{module}.lora_diag", "lora_diag"),
         ("base_model.model.{module}.token_adapter.trainable_tokens_delta", "token_rows"),
+        ("base_model.model.{module}.token_adapter.base_layer.{name}", TOKENS_WRAPPED + "{name}"),
         ("base_model.model.{module}.base_layer.{name}", WRAPPED + "{name}"),
         ("base_model.model.{module}.{name}", REPLACE + "{name}"),
     )
@@ -56,6 +58,7 @@ _WRAPPERS = re.compile(
     r"(^|\.)(modules_to_save|original_module|token_adapter|trainable_tokens_delta|"
     r"(lora|ia3|hada|lokr|oft|boft|vera|randlora|adapter)_[^.]*)(\.|$)"
 )
+_ANY_WRAPPED = re.compile(f"^({WRAPPED}|{TOKENS_WRAPPED})")
 # `name` or `owner/name`; what the Hub takes as the id of a repository.
 _HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _FOLDER = re.compile(
@@ -262,7 +265,7 @@ def _place(name: str) -> tuple[str, str] | None:
     place = KEYS.read(name)
     if place is None:
         return None
-    module, role = place[0], place[1].replace(WRAPPED, REPLACE)
+    module, role = place[0], re.sub(_ANY_WRAPPED, REPLACE, place[1])
     own = f"{module}.{role.removeprefix(REPLACE)}" if role.startswith(REPLACE) else module
     return None if _WRAPPERS.search(own) else (module, role)
 
@@ -321,9 +324,10 @@ def _write_text(path: Path, text: str) -> None:
 
 def key(adapter: Adapter, module: str, role: str) -> str:
     """The name on disk of a tensor. Raises NotSupported where PEFT has none."""
-    wrapped = any(other.startswith("lora_") for other in adapter.modules[module])
-    spelled = role.replace(REPLACE, WRAPPED, 1) if wrapped else role
-    name = KEYS.write(module, spelled)
+    roles = adapter.modules[module]
+    wrapper = TOKENS_WRAPPED if "token_rows" in roles else REPLACE
+    wrapper = WRAPPED if any(other.startswith("lora_") for other in roles) else wrapper
+    name = KEYS.write(module, role.replace(REPLACE, wrapper, 1))
     if name is None or _place(name) != (module, role):
         raise NotSupported(f"PEFT has no spelling for {role} of {module}")
     return name

@@ -77,11 +77,25 @@ class Plain(nn.Module):
         return self.out(self.conv(self.table(input_ids)[:, None]).flatten(1))
 
 
+class Attention(nn.Module):
+    """One adapter for query, key and value together, one for the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = input_ids[..., None].float() / torch.arange(1, 9)
+        return self.out(self.attn(x, x, x)[0])
+
+
 @dataclass(frozen=True)
 class Case:
     model: Callable[[], nn.Module]
     options: dict[str, Any] = field(default_factory=dict)
     mergeable: bool = True
+    save: dict[str, Any] = field(default_factory=dict)
 
 
 QV = {"target_modules": ["query", "value"]}
@@ -109,6 +123,13 @@ CASES = {
     "convolution": Case(Plain, {"target_modules": ["table", "conv", "out"], "bias": "all"}),
     "dora": Case(bert, {"use_dora": True, **QV}, mergeable=False),
     "tokens": Case(llama, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]}, False),
+    "tokens-saved": Case(
+        llama,
+        {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]},
+        mergeable=False,
+        save={"save_embedding_layers": True},
+    ),
+    "attention": Case(Attention, {"target_modules": ["attn", "out"], "bias": "all"}),
     "tokens-embedding": Case(
         llama,
         {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [2]}},
@@ -136,7 +157,7 @@ def made(case: Case, tmp_path: Path) -> tuple[nn.Module, PeftModel, Path]:
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.copy_(torch.randn_like(parameter) / 4)
-        model.save_pretrained(tmp_path / "peft")
+        model.save_pretrained(tmp_path / "peft", **case.save)
     return base, model, tmp_path / "peft"
 
 
@@ -171,7 +192,7 @@ def test_read_write_and_load_again(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = get_peft_model_state_dict(model)
+        expected = get_peft_model_state_dict(model, **case.save)
     tensors = _tensors(adapter)
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)

@@ -43,7 +43,7 @@ ALL_ROLES = {
         "lora_embedding_B": values(3, 2),
         "replace:weight": values(9, 3),
     },
-    "wpe": {"token_rows": values(1, 3)},
+    "wpe": {"token_rows": values(1, 3), "replace:weight": values(5, 3)},
     "conv": {"lora_A": values(2, 3, 1, 1), "lora_B": values(5, 2, 1, 1)},
     "attn.base_layer.out_proj": {"lora_A": values(2, 3), "lora_B": values(3, 2)},
     "classifier.dense": {"replace:weight": values(3, 3), "replace:bias": values(3)},

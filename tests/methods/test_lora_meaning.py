@@ -51,7 +51,7 @@ def test_alpha_and_rank_by_module() -> None:
     wide = {"lora_A": np.ones((4, 3), np.float32), "lora_B": np.ones((2, 4), np.float32)}
     config = {"rank_pattern": {"mlp.up": 4}, "alpha_pattern": {"up": 12, "mlp.*": 1}}
     seen = adapter({"mlp.up": wide, "mlp.down": PAIR, "q": PAIR}, **config)
-    assert lora.problems(seen) == []
+    assert [p.code for p in lora.problems(seen)] == ["alpha-order"]
     scales = {part.module: part.scale for part in lora.meaning(seen) if isinstance(part, LowRank)}
     assert scales == {"mlp.up": 3.0, "mlp.down": 0.5, "q": 1.5}
 
