@@ -92,7 +92,8 @@ class Bases:
 
     def list(self) -> list[dict[str, Any]]:
         """The records, by name. A damaged one is named in an error, not skipped."""
-        return [self._read(path) for path in sorted(self.directory.glob("*.json"))]
+        records = [self._read(path) for path in self.directory.glob("*.json")]
+        return sorted(records, key=lambda record: str(record["name"]))
 
     def show(self, name: str) -> dict[str, Any]:
         """One record. Raises NotFound."""
