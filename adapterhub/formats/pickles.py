@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import AdapterHubError, InvalidTensorFile
-from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, shown
+from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, name_problem, shown
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +99,11 @@ def _named(path: Path, content: Any) -> dict[str, torch.Tensor]:
 
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InvalidTensorFile(f"{path} does not hold a dict of named tensors", remedy=_EXPORT)
+    for key in content:
+        if problem := name_problem(key):
+            raise InvalidTensorFile(
+                f"{path}: the name {shown(key)} of a tensor {problem}", remedy=_EXPORT
+            )
     wrong = [shown(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if wrong:
         raise InvalidTensorFile(

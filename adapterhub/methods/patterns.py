@@ -11,7 +11,6 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import InvalidAdapter
@@ -27,13 +26,13 @@ _PLAIN = re.compile(r"[\w.\-]*", re.ASCII)
 _FUZZY = re.compile(r"\{(?!\d*(,\d*)?\})")
 
 
-@dataclass(frozen=True)
 class Patterns:
-    """`values` in the order of the config."""
+    """`values` by key, in the order of the config."""
 
-    values: Mapping[str, Any]
-    _compiled: dict[str, Pattern[str]] = field(default_factory=dict, repr=False, compare=False)
-    _spent: list[float] = field(default_factory=list, repr=False, compare=False)
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self._compiled: dict[str, Pattern[str]] = {}
+        self._seconds = 0.0  # spent on matching, of this thread's own time
 
     def find(self, module: str) -> Any | None:
         """The value of the first key that matches, or None. Raises InvalidAdapter."""
@@ -44,15 +43,17 @@ class Patterns:
         return len(set(self._found(module))) > 1
 
     def _found(self, module: str) -> Iterator[Any]:
-        started = time.thread_time()
+        started = time.thread_time() - self._seconds
         try:
-            yield from (value for key, value in self.values.items() if self._matches(key, module))
+            for key, value in self.values.items():
+                if time.thread_time() - started > TOTAL_SECONDS:
+                    raise _refusal(key, "all patterns together take too long to match")
+                if self._matches(key, module):
+                    yield value
         finally:
-            self._spent[:] = [sum(self._spent) + time.thread_time() - started]
+            self._seconds = time.thread_time() - started
 
     def _matches(self, key: str, module: str) -> bool:
-        if sum(self._spent) > TOTAL_SECONDS:
-            raise _refusal(key, "all patterns together take too long to match")
         if _PLAIN.fullmatch(key):
             return _matches_plain(key, module)
         if key not in self._compiled:

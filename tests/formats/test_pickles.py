@@ -166,7 +166,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
         (saved([torch.ones(1)]), "does not hold a dict of named tensors"),
         (saved({1: torch.ones(1)}), "does not hold a dict of named tensors"),
         (saved({"a": {"b": torch.ones(1)}}), 'holds values that are no tensors: "a"'),
-        (saved({"a": 1.0, "b\x1b": None}), 'holds values that are no tensors: "a", "b\\u001b"'),
+        (saved({"a": 1.0, "ü": None}), 'holds values that are no tensors: "a", "\\u00fc"'),
+        (
+            saved({"a\x1b": torch.ones(1)}),
+            'the name "a\\u001b" of a tensor holds the character U+001B',
+        ),
         (saved({"a": torch.zeros(1).expand(10**6, 10**6)}), "claims the shape [1000000, 1000000]"),
         (saved({"a": torch.zeros(2, device="meta")}), '"a" is sparse, quantised or without values'),
         (saved({"a": torch.zeros(2).to_sparse()}), '"a" is sparse, quantised or without values'),
