@@ -31,6 +31,7 @@ class Patterns:
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
+        self._endings = {key: _ending(key) for key in values}
         self._compiled: dict[str, Pattern[str]] = {}
         self._seconds = 0.0  # spent on matching, of this thread's own time
 
@@ -46,6 +47,8 @@ class Patterns:
         started = time.thread_time() - self._seconds
         try:
             for key, value in self.values.items():
+                if not module.endswith(self._endings[key]):
+                    continue
                 if time.thread_time() - started > TOTAL_SECONDS:
                     raise _refusal(key, "all patterns together take too long to match")
                 if self._matches(key, module):
@@ -62,6 +65,11 @@ class Patterns:
             return self._compiled[key].match(module, timeout=MATCH_SECONDS) is not None
         except (TimeoutError, MemoryError):
             raise _refusal(key, "it takes too long to match") from None
+
+
+def _ending(key: str) -> str:
+    """What a module must end with for `key` to match; "" where that is not known at a glance."""
+    return key.rpartition(".")[2] if _PLAIN.fullmatch(key) else ""
 
 
 def _matches_plain(key: str, module: str) -> bool:

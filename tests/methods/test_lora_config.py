@@ -135,11 +135,11 @@ def test_a_pattern_that_would_explode_elsewhere_has_an_answer(key: str) -> None:
 def test_many_slow_patterns_are_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "TOTAL_SECONDS", 0.05)
     said = "all patterns together take too long to match"
-    many = Patterns({f"x{number}": 1 for number in range(5000)} | {".*": 2})
+    many = Patterns({f"x{number}": 1 for number in range(5000)} | {"x.y.*": 1, ".*": 2})
     with pytest.raises(InvalidAdapter, match=said):
-        for number in range(10_000):
+        for number in range(100_000):
             assert many.find(f"model.layers.{number}.q_proj") == 2
-    endless = Patterns({f"x{number}": 1 for number in range(1_000_000)})
+    endless = Patterns({f"x{number}.q_proj": 1 for number in range(300_000)})
     with pytest.raises(InvalidAdapter, match=said):
         endless.find("q_proj")
 
