@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--allow-pickle", is_flag=True, help="Read the tensors of a .bin file too.")
 @json_option
 def inspect(adapter: str, allow_pickle: bool, as_json: bool) -> None:
-    """What is this? Method, rank, targets, base, and what is wrong with it."""
+    """What is this? Method, rank, targets, base, problems."""
     with open_registry() as registry:
         found = registry.inspect(adapter, allow_pickle=allow_pickle)
     if as_json:
@@ -103,7 +103,7 @@ def add(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Put an adapter into the registry, as a new version of its name."""
+    """Put an adapter into the registry, as a version of its name."""
     options: dict[str, Any] = {
         "name": name,
         "tag": tags,
@@ -228,7 +228,7 @@ def _print_version(found: Mapping[str, Any]) -> None:
 @ref_argument()
 @json_option
 def path(ref: str, as_json: bool) -> None:
-    """Print a plain PEFT directory of a version, for other tools to read."""
+    """Print a PEFT directory of a version, for other tools."""
     with open_registry() as registry:
         found = registry.path(ref)
     if as_json:

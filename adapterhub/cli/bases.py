@@ -13,7 +13,7 @@ from adapterhub.cli.output import json_option, progress, quiet_option, short
 
 @click.group()
 def base() -> None:
-    """Base models: pointers to checkpoints on disk, with what identifies them."""
+    """Base models: checkpoints on disk, and what identifies them."""
 
 
 @base.command("add")

@@ -73,7 +73,10 @@ def list_(order: str, limit: int, offset: int, as_json: bool, quiet: bool, **opt
 @json_option
 @quiet_option
 def search(query: str, limit: int, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Find adapters by words of their name, card, base, task or labels; the best first."""
+    """Find adapters by words, the best match first.
+
+    Words of the name, card, base, task or labels, or their beginnings; all must match.
+    """
     with open_registry() as registry:
         rows = registry.search(query, _filters(options), limit=limit)
         bases = base_names(registry, rows)
@@ -106,6 +109,13 @@ def _row_json(row: Row) -> dict[str, Any]:
     return {**asdict(row), "card": card}
 
 
+def _short_path(name: str | None) -> str:
+    """A Hub id as it is; of a path on somebody's machine its end."""
+    if name is None or name.count("/") + name.count("\\") < 2:
+        return name or ""
+    return "…/" + name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
 def _row(row: Row, bases: Mapping[str, str]) -> tuple[str, ...]:
     low, high = row.rank_min, row.rank_max
     rank = cell(low) if low == high else f"{low}–{high}"
@@ -119,7 +129,7 @@ def _row(row: Row, bases: Mapping[str, str]) -> tuple[str, ...]:
         method,
         rank,
         cell(row.task),
-        cell(row.base_name or bases.get(root, short(root))),
+        _short_path(row.base_name) or bases.get(root, short(root)),
         size(row.bytes),
         updated,
     )

@@ -35,9 +35,13 @@ def _print_outcome(outcome: Outcome, text: str, as_json: bool, quiet: bool) -> N
         click.echo(text)
 
 
+def _was(outcome: Outcome) -> str:
+    return f", was {short(outcome.previous)}" if outcome.previous else ""
+
+
 @click.command()
 @ref_argument()
-@click.option("--description")
+@click.option("--description", help="One line of text.")
 @click.option("--licence", help="An SPDX id as the Hub spells it: apache-2.0, mit, llama3.1 …")
 @click.option("--language", "languages", multiple=True, help="en, de, …; repeatable.")
 @click.option("--topic", "topics", multiple=True, help="Repeatable; replaces all topics.")
@@ -130,10 +134,10 @@ def _ask(name: str, versions: int, as_json: bool) -> None:
 @json_option
 @quiet_option
 def tag(ref: str, tag: str, as_json: bool, quiet: bool) -> None:
-    """Move TAG to a version: `tag ner@sha256:… production`."""
+    """Move TAG to a version, in one step: `tag ner production`."""
     with open_registry() as registry:
         outcome = registry.tag(ref, tag)
-    text = f"{outcome.name}:{tag} is now {short(outcome.digest)}, was {short(outcome.previous)}"
+    text = f"{outcome.name}:{tag} is now {short(outcome.digest)}{_was(outcome)}"
     _print_outcome(outcome, text, as_json, quiet)
 
 
@@ -156,10 +160,10 @@ def untag(name: str, tag: str, as_json: bool, quiet: bool) -> None:
 @json_option
 @quiet_option
 def rollback(name: str, tag: str, to: str | None, as_json: bool, quiet: bool) -> None:
-    """Move a tag back to the version that it meant before."""
+    """Move a tag back to the version before, or undo `rm NAME`."""
     with open_registry() as registry:
         outcome = registry.rollback(name, tag, to)
-    text = f"{name}:{tag} is back at {short(outcome.digest)}, was {short(outcome.previous)}"
+    text = f"{name}:{tag} is back at {short(outcome.digest)}{_was(outcome)}"
     _print_outcome(outcome, text, as_json, quiet)
 
 
@@ -167,7 +171,7 @@ def rollback(name: str, tag: str, to: str | None, as_json: bool, quiet: bool) ->
 @ref_argument("name", metavar="NAME")
 @json_option
 def history(name: str, as_json: bool) -> None:
-    """Who moved which tag from where to where, and when; and edits of the card."""
+    """Who moved which tag, from where to where, and when."""
     with open_registry() as registry:
         events = registry.history(name)
     if as_json:
@@ -192,7 +196,8 @@ def _event(event: Event) -> tuple[str, str, str]:
         return (f"edit {', '.join(changed)}", "", "")
     if event.kind == "rename":
         return ("rename", str(fields.get("from_name")), str(fields.get("to_name")))
-    return (event.kind, "", short(fields.get("digest")))
+    what = short(fields["digest"]) if fields.get("digest") else "every version"
+    return (event.kind, what, "") if event.kind == "remove" else (event.kind, "", what)
 
 
 COMMANDS = (edit, mv, rm, tag, untag, history, rollback)

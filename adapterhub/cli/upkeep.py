@@ -16,7 +16,10 @@ from adapterhub.cli.output import json_option, plural, progress, size
 @adapter_argument("what", metavar="[REF|DIR]", required=False)
 @json_option
 def verify(what: str | None, as_json: bool) -> None:
-    """Is everything still what it was? A version, a merged directory, or the whole registry."""
+    """Is everything still what it was? Exit code 1 if not.
+
+    A version, a merged or exported directory, or without an argument the whole registry.
+    """
     with open_registry() as registry:
         directory = registry.as_path(what) if what is not None else None
         if directory is not None:
@@ -48,7 +51,7 @@ def _verify_directory(directory: Path) -> dict[str, Any]:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @json_option
 def gc(dry_run: bool, as_json: bool) -> None:
-    """Free the space of versions removed more than 30 days ago, and of interrupted work."""
+    """Free the space of versions removed over 30 days ago."""
     from dataclasses import asdict
 
     with open_registry() as registry:
@@ -77,7 +80,7 @@ def reindex(as_json: bool) -> None:
 @click.command()
 @json_option
 def env(as_json: bool) -> None:
-    """Versions, places and limits: what to put into a bug report."""
+    """Versions and places: what to put into a bug report."""
     from adapterhub import api
 
     facts = api.env()

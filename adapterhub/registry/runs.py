@@ -46,16 +46,23 @@ def refused(path: Path, name: str, error: AdapterHubError) -> Taken:
 def find(root: Path) -> Iterator[Path]:
     """Directories below `root` (or itself) that look like adapters, in the order of their names.
 
-    Links to directories are not followed, hidden ones are left aside; those that cannot be opened
+    Links to directories are not followed, hidden ones and homes of registries left aside; those that cannot be opened
     are yielded, so that whoever reads them says why.
     """
     closed: list[OSError] = []
     for directory, below, _ in os.walk(root, onerror=closed.append, followlinks=False):
-        below[:] = sorted(name for name in below if not name.startswith("."))
         path = Path(directory)
+        if _is_home(path):
+            below[:] = []
+            continue
+        below[:] = sorted(name for name in below if not name.startswith("."))
         if formats.detect(path) is not None:
             yield path
     yield from (Path(error.filename) for error in closed if error.filename)
+
+
+def _is_home(path: Path) -> bool:
+    return (path / "store.json").is_file() and (path / "manifests").is_dir()
 
 
 def names(root: Path, found: Sequence[Path], name: str | None) -> Iterator[tuple[Path, str]]:
