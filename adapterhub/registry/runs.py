@@ -46,8 +46,8 @@ def refused(path: Path, name: str, error: AdapterHubError) -> Taken:
 def find(root: Path) -> Iterator[Path]:
     """Directories below `root` (or itself) that look like adapters, in the order of their names.
 
-    Links to directories are not followed, hidden ones and homes of registries left aside; those that cannot be opened
-    are yielded, so that whoever reads them says why.
+    Links to directories are not followed, hidden ones and homes of registries are left aside; those
+    that cannot be opened are yielded, so that whoever reads them says why.
     """
     closed: list[OSError] = []
     for directory, below, _ in os.walk(root, onerror=closed.append, followlinks=False):

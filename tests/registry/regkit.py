@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.registry import Registry
 from adapterhub.tensorfile import ArrayTensor, read_header, write_file
 
 HIDDEN, VOCABULARY = 8, 10
@@ -98,3 +99,16 @@ def tree(home: Path) -> dict[str, bytes]:
         for path in sorted(home.rglob("*"))
         if path.is_file() and not path.relative_to(home).parts[0].startswith(aside)
     }
+
+
+def blob_of(registry: Registry, ref: str, name: str) -> Path:
+    entries = registry.show(ref)["manifest"]["files"]
+    digest = next(entry["sha256"] for entry in entries if entry["path"] == name)
+    return registry.store.blob_path(digest)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)

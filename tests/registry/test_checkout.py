@@ -11,20 +11,6 @@ from adapterhub.errors import IntegrityError, OutputError
 from adapterhub.registry import Registry
 from adapterhub.store import files
 
-
-def blob_of(registry: Registry, ref: str, name: str) -> Path:
-    entries = registry.show(ref)["manifest"]["files"]
-    digest = next(entry["sha256"] for entry in entries if entry["path"] == name)
-    return registry.store.blob_path(digest)
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
-
-
 # --- path -------------------------------------------------------------------------------------
 
 
@@ -99,7 +85,7 @@ def test_an_export_that_was_changed_does_not_verify(
 ) -> None:
     registry.add(adapter, name="a")
     registry.export("a", tmp_path / "out")
-    flip(tmp_path / "out" / "adapter_model.safetensors")
+    regkit.flip(tmp_path / "out" / "adapter_model.safetensors")
     (tmp_path / "out" / "adapter_config.json").unlink()
     assert api.verify_directory(tmp_path / "out") == [
         "adapter_config.json is missing",
@@ -124,7 +110,7 @@ def test_a_directory_that_is_not_empty_is_refused(
 
 def test_damaged_bytes_are_not_exported(registry: Registry, adapter: Path, tmp_path: Path) -> None:
     registry.add(adapter, name="a")
-    flip(blob_of(registry, "a", "adapter_model.safetensors"))
+    regkit.flip(regkit.blob_of(registry, "a", "adapter_model.safetensors"))
     with pytest.raises(IntegrityError, match="is damaged"):
         registry.export("a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
