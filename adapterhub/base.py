@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -176,11 +176,10 @@ class Base:
 
     def check_unchanged(self) -> None:
         """Raises InvalidBase if config.json or a weights file is not the one that was opened."""
-        for path, before in self.fingerprints.items():
-            if not path.is_file() or _fingerprint(path) != before:
-                raise InvalidBase(
-                    f"{path} changed while it was in use", remedy="wait for its writer, try again"
-                )
+        if changed := changed_file(self.fingerprints):
+            raise InvalidBase(
+                f"{changed} changed while it was in use", remedy="wait for its writer, try again"
+            )
 
     def digests(
         self, cache: LeafCache | None = None, progress: Progress | None = None
@@ -228,7 +227,7 @@ def open_base(path: Path, *, on_note: Callable[[str], None] | None = None) -> Ba
     except AdapterHubError as error:
         raise InvalidBase(error.message, remedy=error.remedy, details=error.details) from error
     files = (path / CONFIG, *checkpoint.files)
-    return Base(path, config, checkpoint, on_note, {file: _fingerprint(file) for file in files})
+    return Base(path, config, checkpoint, on_note, fingerprints(files))
 
 
 def respelled(name: str, old: str, new: str) -> str:
@@ -303,6 +302,19 @@ class LeafCache:
 def _check(digests: Mapping[str, str]) -> str:
     """Told apart from a digest of content: it only finds damage to the cache's own file."""
     return digest.of_bytes(json.dumps(digests).encode("ascii"))
+
+
+def fingerprints(paths: Iterable[Path]) -> dict[Path, list[int]]:
+    """For `changed_file`; empty for a file that is not there."""
+    return {path: _fingerprint(path) if path.is_file() else [] for path in paths}
+
+
+def changed_file(before: Mapping[Path, list[int]]) -> Path | None:
+    """The first of these files that is not what it was, or None."""
+    for path, fingerprint in before.items():
+        if not path.is_file() or _fingerprint(path) != fingerprint:
+            return path
+    return None
 
 
 def _fingerprint(path: Path) -> list[int]:

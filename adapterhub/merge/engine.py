@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from adapterhub import digest, kernels
+from adapterhub.base import changed_file
 from adapterhub.errors import (
     AdapterHubError,
     IntegrityError,
@@ -61,11 +62,20 @@ def run(
     with partial_directory(out, plan.write_bytes) as directory:
         digests, files = _write_shards(plan, directory, base_digests, progress)
         files |= _write_small_files(plan, directory)
-        plan.base.check_unchanged()
+        _check_inputs(plan)
         written = Written(digests, dict(sorted(files.items())))
         write(directory / "adapterhub.json", describe(written))
         publish(directory, out)
     return written
+
+
+def _check_inputs(plan: MergePlan) -> None:
+    """What was written is only worth its report if the inputs stayed what they were."""
+    plan.base.check_unchanged()
+    if changed := changed_file(plan.adapter_files):
+        raise InvalidAdapter(
+            f"{changed} changed while it was in use", remedy="wait for its writer, try again"
+        )
 
 
 # --- weights ----------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from adapterhub.base import Base
+from adapterhub.base import Base, fingerprints
 from adapterhub.errors import BaseMismatch, InvalidOption
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.merge import companions
@@ -12,7 +13,7 @@ from adapterhub.merge.draft import Draft, refuse_packed
 from adapterhub.merge.work import Fate, MergePlan, Options, Source, Term, Work
 from adapterhub.methods import Meaning, method
 from adapterhub.registry.fit import Naming, mismatches, refuse, target_class
-from adapterhub.tensorfile import ShardLayout, Spec, lay_out, plan_shards
+from adapterhub.tensorfile import FileTensor, ShardLayout, Spec, lay_out, plan_shards
 
 __all__ = ["Fate", "MergePlan", "Options", "Source", "Term", "Work", "plan"]
 
@@ -46,6 +47,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
         config=companions.config(naming, works, _labels(draft), options.dtype),
         companions=companions.files(base),
         notes=_notes(base),
+        adapter_files=_adapter_files(sources),
     )
 
 
@@ -66,6 +68,12 @@ def _labels(draft: Draft) -> Sequence[str]:
     ordered = sorted(range(len(draft.sources)), key=lambda number: number not in providers)
     found = (draft.sources[number].adapter.labels for number in ordered)
     return next((labels for labels in found if labels), ())
+
+
+def _adapter_files(sources: Sequence[Source]) -> Mapping[Path, list[int]]:
+    tensors = [tensor for source in sources for _, _, tensor in source.adapter.tensors()]
+    paths = {tensor.path for tensor in tensors if isinstance(tensor, FileTensor)}
+    return fingerprints(sorted(paths))
 
 
 def _notes(base: Base) -> tuple[str, ...]:

@@ -118,6 +118,7 @@ class MergePlan:
     config: Mapping[str, Any]
     companions: Mapping[str, Path]
     notes: tuple[str, ...] = ()
+    adapter_files: Mapping[Path, list[int]] = field(default_factory=dict)  # their fingerprints
     read_bytes: int = field(init=False)
     write_bytes: int = field(init=False)
 

@@ -10,10 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from adapterhub import formats
+from adapterhub import formats, merge
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base, open_base
-from adapterhub.merge import Source
+from adapterhub.merge import MergePlan, MergeReport, Options, Source
 from adapterhub.tensorfile import ArrayTensor, index_json, lay_out, write_file
 from adapterhub.tensorfile import Spec as TensorSpec
 
@@ -132,6 +132,29 @@ def whole(name: str, array: np.ndarray) -> Arrays:
     return {f"base_model.model.{name}": array}
 
 
+Q0 = "model.layers.0.self_attn.q_proj"
+Q1 = "model.layers.1.self_attn.q_proj"
+DOWN = "model.layers.0.mlp.down_proj"
+
+
+def lora() -> Arrays:
+    """Two modules of `llama`."""
+    return pair(Q0, HIDDEN, HIDDEN) | pair(DOWN, HIDDEN, INNER)
+
+
+def qs(**fields: Any) -> Arrays:
+    return pair(Q0, HIDDEN, HIDDEN, **fields) | pair(Q1, HIDDEN, HIDDEN, seed=200)
+
+
+def head(seed: int) -> Arrays:
+    return whole("lm_head.weight", random(seed, VOCABULARY, HIDDEN))
+
+
+def classifier(rows: int) -> Arrays:
+    weight = whole("classifier.weight", random(1, rows, HIDDEN))
+    return weight | whole("classifier.bias", random(2, rows))
+
+
 def save_adapter(
     path: Path, arrays: Mapping[str, np.ndarray], labels: Sequence[str] = (), **fields: Any
 ) -> Path:
@@ -154,6 +177,28 @@ def read_adapter(path: Path) -> Adapter:
 
 def source(path: Path, **fields: Any) -> Source:
     return Source(fields.pop("name", path.name), read_adapter(path), **fields)
+
+
+def plan_of(base: Path, *adapters: Path | Source, **options: Any) -> MergePlan:
+    sources = [a if isinstance(a, Source) else source(a) for a in adapters]
+    return merge.plan(opened(base), sources, Options(**options))
+
+
+def run(base: Path, out: Path, *adapters: Path | Source, **options: Any) -> MergeReport:
+    return merge.run(plan_of(base, *adapters, **options), out)
+
+
+def merged_arrays(base: Path, out: Path, *adapters: Path | Source, **options: Any) -> Arrays:
+    run(base, out, *adapters, **options)
+    return arrays_of(out)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def nothing_left(out: Path) -> bool:
+    return not [path for path in out.parent.iterdir() if path.name.startswith(out.name)]
 
 
 def arrays_of(path: Path) -> Arrays:

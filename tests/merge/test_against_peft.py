@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from building import opened, read_adapter
+from peft_models import EOS, MODELS, WIDER, Model
 
 from adapterhub import merge
 from adapterhub.merge import Options, Source
@@ -19,199 +20,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-SMALL: dict[str, Any] = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2}
-ATTENTION = {"num_attention_heads": 2, "intermediate_size": 20}
-BERT = {**SMALL, **ATTENTION, "max_position_embeddings": 16}
-DECODER = {**SMALL, **ATTENTION, "num_key_value_heads": 1, "max_position_embeddings": 32}
-T5 = {
-    "vocab_size": 24,
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 20,
-    "num_layers": 2,
-    "num_heads": 2,
-    "decoder_start_token_id": 0,
-}
-OPT = {**SMALL, "num_attention_heads": 2, "ffn_dim": 20, "max_position_embeddings": 16}
-GPT2 = {"vocab_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
-DISTIL = {
-    "vocab_size": 24,
-    "dim": 16,
-    "n_layers": 2,
-    "n_heads": 2,
-    "hidden_dim": 20,
-    "max_position_embeddings": 16,
-}
-VIT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 20,
-    "image_size": 8,
-    "patch_size": 4,
-}
-
-
-@dataclass(frozen=True)
-class Model:
-    """`saved` is the class whose files are the base, `trained` the class that has the adapter."""
-
-    id: str
-    config: str
-    fields: dict[str, Any]
-    saved: str
-    trained: str
-    lora: dict[str, Any]
-    dtype: str = "float32"
-    labels: int = 0
-    shard: str | None = None
-    says: str | None = None  # what config.json says instead of `saved`, as on the Hub
-
-
-def same(id: str, config: str, fields: dict[str, Any], name: str, **lora: Any) -> Model:
-    """The adapter was trained on the class that the base was saved from."""
-    return Model(id, config, fields, name, name, lora)
-
-
-LLAMA = ("LlamaConfig", DECODER, "LlamaForCausalLM")
-PROJECTIONS = ["q_proj", "v_proj", "down_proj"]
-MODELS = [
-    Model(
-        "bert-bare-token",
-        "BertConfig",
-        BERT,
-        "BertModel",
-        "BertForTokenClassification",
-        {"target_modules": ["query", "value"], "task_type": "TOKEN_CLS"},
-        labels=4,
-    ),
-    Model(
-        "bert-bare-sequence",
-        "BertConfig",
-        BERT,
-        "BertModel",
-        "BertForSequenceClassification",
-        {"target_modules": ["query", "dense"], "task_type": "SEQ_CLS"},
-        labels=3,
-    ),
-    Model(
-        "bert-sequence-to-token",
-        "BertConfig",
-        BERT,
-        "BertForSequenceClassification",
-        "BertForTokenClassification",
-        {"target_modules": ["key"], "task_type": "TOKEN_CLS"},
-        labels=3,
-    ),
-    Model(
-        "roberta-token",
-        "RobertaConfig",
-        BERT,
-        "RobertaForMaskedLM",
-        "RobertaForTokenClassification",
-        {"target_modules": ["query"], "task_type": "TOKEN_CLS"},
-        labels=2,
-    ),
-    Model(
-        "roberta-sequence",
-        "RobertaConfig",
-        BERT,
-        "RobertaModel",
-        "RobertaForSequenceClassification",
-        {"target_modules": ["query"], "task_type": "SEQ_CLS"},
-        labels=5,
-    ),
-    Model(
-        "distilbert",
-        "DistilBertConfig",
-        DISTIL,
-        "DistilBertModel",
-        "DistilBertForSequenceClassification",
-        {
-            "target_modules": ["q_lin", "lin1"],
-            "task_type": "SEQ_CLS",
-            "modules_to_save": ["pre_classifier", "classifier"],
-        },
-        labels=3,
-    ),
-    Model(
-        "llama-sequence",
-        "LlamaConfig",
-        {**DECODER, "pad_token_id": 0},
-        "LlamaForCausalLM",
-        "LlamaForSequenceClassification",
-        {"target_modules": PROJECTIONS, "task_type": "SEQ_CLS"},
-        labels=3,
-    ),
-    Model(
-        "gpt2-bare-files",
-        "GPT2Config",
-        {**GPT2, "tie_word_embeddings": True},
-        "GPT2Model",
-        "GPT2LMHeadModel",
-        {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
-        says="GPT2LMHeadModel",
-    ),
-    Model(
-        "vit-conv",
-        "ViTConfig",
-        VIT,
-        "ViTModel",
-        "ViTForImageClassification",
-        {"target_modules": ["q_proj", "projection", "fc1"], "modules_to_save": ["classifier"]},
-        labels=3,
-    ),
-    same("llama", *LLAMA, target_modules=PROJECTIONS, task_type="CAUSAL_LM"),
-    same("llama-rslora", *LLAMA, target_modules=PROJECTIONS, use_rslora=True, lora_alpha=5),
-    same(
-        "llama-patterns",
-        *LLAMA,
-        target_modules=PROJECTIONS,
-        rank_pattern={"q_proj": 7, r"layers\.1\..*v_proj": 2},
-        alpha_pattern={"q_proj": 3, "down_proj": 11},
-    ),
-    same("llama-embeddings", *LLAMA, target_modules=["embed_tokens", "q_proj", "lm_head"]),
-    same("llama-high-rank", *LLAMA, target_modules=["o_proj"], r=33),
-    same("gpt2", "GPT2Config", GPT2, "GPT2LMHeadModel", target_modules=["c_attn", "c_proj"]),
-    same("qwen2", "Qwen2Config", DECODER, "Qwen2ForCausalLM", target_modules="all-linear"),
-    same(
-        "qwen2-lora-bias",
-        "Qwen2Config",
-        DECODER,
-        "Qwen2ForCausalLM",
-        target_modules=["q_proj", "k_proj"],
-        lora_bias=True,
-    ),
-    same("mistral", "MistralConfig", DECODER, "MistralForCausalLM", target_modules=PROJECTIONS),
-    same("t5", "T5Config", T5, "T5ForConditionalGeneration", target_modules=["q", "v", "wo"]),
-    same("opt-bias-all", "OPTConfig", OPT, "OPTForCausalLM", target_modules=["q_proj"], bias="all"),
-    same(
-        "opt-bias-lora",
-        "OPTConfig",
-        OPT,
-        "OPTForCausalLM",
-        target_modules=["q_proj"],
-        bias="lora_only",
-    ),
-    same(
-        "bloom",
-        "BloomConfig",
-        {"vocab_size": 24, "hidden_size": 16, "n_layer": 2, "n_head": 2},
-        "BloomForCausalLM",
-        target_modules=["query_key_value"],
-    ),
-    same(
-        "neox",
-        "GPTNeoXConfig",
-        {**BERT, "rotary_pct": 0.5},
-        "GPTNeoXForCausalLM",
-        target_modules=["query_key_value", "dense"],
-        modules_to_save=["lm_head"],
-    ),
-    Model("llama-bf16", *LLAMA, LLAMA[2], {"target_modules": PROJECTIONS}, dtype="bfloat16"),
-    Model("llama-fp16", *LLAMA, LLAMA[2], {"target_modules": PROJECTIONS}, dtype="float16"),
-    Model("llama-sharded", *LLAMA, LLAMA[2], {"target_modules": PROJECTIONS}, shard="5KB"),
-]
+ALL = [*MODELS, *(pytest.param(model, marks=pytest.mark.slow) for model in WIDER)]
 
 
 @dataclass(frozen=True)
@@ -264,6 +73,7 @@ def inputs(model: Any) -> dict[str, Any]:
     if model.config.model_type == "vit":
         return {"pixel_values": torch.rand(2, 3, 8, 8)}
     ids = torch.randint(2, 24, (2, 7))
+    ids[:, -1] = EOS
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.model_type == "t5":
         found["decoder_input_ids"] = ids.flip(1)
@@ -287,7 +97,7 @@ def load(case: Case, out: Path, caplog: pytest.LogCaptureFixture) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
+@pytest.mark.parametrize("model", ALL, ids=lambda model: model.id)
 def test_the_result_computes_what_peft_computes(
     model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,30 +2,32 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import errno
-import io
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from building import (
+    DOWN,
     HIDDEN,
     LLAMA,
+    Q0,
     VOCABULARY,
-    Arrays,
     arrays_of,
+    contents,
     llama,
+    lora,
+    nothing_left,
     opened,
     pair,
     random,
+    run,
     same_bits,
     save_adapter,
     save_base,
@@ -42,38 +44,7 @@ from adapterhub.errors import (
     NotMergeable,
     OutputError,
 )
-from adapterhub.merge import MergeReport, Options, Source, output
-
-Q0 = "model.layers.0.self_attn.q_proj"
-DOWN = "model.layers.0.mlp.down_proj"
-
-
-def lora() -> Arrays:
-    return pair(Q0, HIDDEN, HIDDEN) | pair(DOWN, HIDDEN, 12)
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return save_base(tmp_path / "base", llama(), LLAMA, shards=2)
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    return save_adapter(tmp_path / "adapter", lora())
-
-
-def run(base: Path, out: Path, *adapters: Path | Source, **options: Any) -> MergeReport:
-    sources = [a if isinstance(a, Source) else source(a) for a in adapters]
-    return merge.run(merge.plan(opened(base), sources, Options(**options)), out)
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def nothing_left(out: Path) -> bool:
-    return not [path for path in out.parent.iterdir() if path.name.startswith(out.name)]
-
+from adapterhub.merge import output
 
 # --- what comes out ---------------------------------------------------------------------------
 
@@ -382,6 +353,16 @@ def test_a_base_written_to_during_the_merge_is_refused(
     assert nothing_left(tmp_path / "out")
 
 
+def test_an_adapter_written_to_during_the_merge_is_refused(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    plan = merge.plan(opened(base), [source(adapter)])
+    with pytest.raises(InvalidAdapter, match=f"{weights.name} changed while it was in use"):
+        merge.run(plan, tmp_path / "out", writing=lambda _: os.utime(weights, ns=(1, 1)))
+    assert nothing_left(tmp_path / "out")
+
+
 def test_copied_bytes_that_differ_from_their_digest_are_refused(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -411,167 +392,6 @@ def test_a_base_replaced_since_it_was_opened_is_refused(
     (base / "config.json").write_text(json.dumps({**LLAMA, "hidden_size": 9}))
     with pytest.raises(InvalidBase, match=r"config\.json changed while it was in use"):
         merge.run(plan, tmp_path / "out", cache=LeafCache(tmp_path / "cache"))
-
-
-# --- a disk that fills up ---------------------------------------------------------------------
-
-
-class Full(io.FileIO):
-    """A file on a disk that is full after `Full.room` more writes."""
-
-    room = 0
-
-    def write(self, data: Any) -> int:
-        Full.room -= 1
-        if Full.room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(data)
-
-
-def failing(action: Callable[..., Any], room: list[int]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        room[0] -= 1
-        if room[0] < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return action(*args, **kwargs)
-
-    return call
-
-
-def until_it_works(attempt: Callable[[int], bool]) -> int:
-    """The first n for which `attempt(n)` is true; it is called for every n before."""
-    return next(n for n in range(200) if attempt(n))
-
-
-def test_a_full_disk_at_any_write_leaves_nothing(
-    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = Path.open
-
-    def unbuffered(self: Path, mode: str = "r", *rest: Any, **kwargs: Any) -> Any:
-        return Full(self, "x") if mode == "xb" else original(self, mode, *rest, **kwargs)
-
-    monkeypatch.setattr(Path, "open", unbuffered)
-    plan = merge.plan(opened(base), [source(adapter)])
-
-    def attempt(room: int) -> bool:
-        Full.room = room
-        try:
-            merge.run(plan, tmp_path / "out")
-        except OutputError as error:
-            assert "the disk is full" in error.remedy
-            assert nothing_left(tmp_path / "out")
-            return False
-        return True
-
-    assert until_it_works(attempt) > len(llama())
-    assert arrays_of(tmp_path / "out").keys() == llama().keys()
-
-
-@pytest.mark.parametrize("what", ["fsync", "mkdir", "replace"])
-def test_a_failure_at_any_step_leaves_nothing(
-    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    plan = merge.plan(opened(base), [source(adapter)])
-    room = [0]
-    owner = os if what == "fsync" else Path
-    monkeypatch.setattr(owner, what, failing(getattr(owner, what), room))
-
-    def attempt(count: int) -> bool:
-        room[0] = count
-        try:
-            merge.run(plan, tmp_path / "out")
-        except OutputError:
-            assert nothing_left(tmp_path / "out")
-            return False
-        return True
-
-    assert until_it_works(attempt) >= {"fsync": 7, "mkdir": 2, "replace": 1}[what]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True
-    )
-    if made.returncode:
-        pytest.skip("mounting a tmpfs is not possible here")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
-def test_a_disk_that_is_really_full(
-    adapter: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = save_base(tmp_path / "base", llama() | {"big": random(1, 1 << 20)}, LLAMA)
-    with pytest.raises(OutputError, match="bytes free, the merge writes"):
-        run(base, small_disk / "out", adapter)
-    monkeypatch.setattr(output, "_check_space", lambda *_: None)
-    with pytest.raises(OutputError, match="No space left on device"):
-        run(base, small_disk / "out", adapter)
-    assert list(small_disk.iterdir()) == []
-
-
-# --- a process that dies ----------------------------------------------------------------------
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from building import opened, source
-from adapterhub import merge
-plan = merge.plan(opened(Path(sys.argv[2])), [source(Path(sys.argv[3]))])
-original = {(os, "fsync"), (os, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir")}
-original = {key: getattr(*key) for key in original if hasattr(*key)}
-left = 0
-
-def counting(action):
-    def call(*args, **kwargs):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return action(*args, **kwargs)
-    return call
-
-for (owner, name), action in original.items():
-    setattr(owner, name, counting(action))
-for n in range(1, 60):
-    child = os.fork()
-    if child == 0:
-        left = n
-        merge.run(plan, Path(sys.argv[4]) / f"out{n}")
-        os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
-        print(n)
-        break
-"""
-
-
-def test_a_merge_killed_at_any_step_leaves_nothing_or_everything(
-    base: Path, adapter: Path, tmp_path: Path
-) -> None:
-    results = tmp_path / "results"
-    results.mkdir()
-    script = [sys.executable, "-W", "ignore", "-c", KILLED, str(Path(__file__).parent)]
-    done = subprocess.run(
-        [*script, base, adapter, results], capture_output=True, text=True, check=True
-    )
-    steps = int(done.stdout)
-    assert steps > 9
-    whole_ones = 0
-    for n in range(1, steps + 1):
-        out = results / f"out{n}"
-        partial = results / f"out{n}.partial"
-        if out.exists():
-            assert merge.differences(out) == [] and not partial.exists()
-            whole_ones += 1
-            continue
-        run(base, out, adapter)  # starts anew over what the killed one left
-        assert merge.differences(out) == [] and not partial.exists()
-    assert whole_ones >= 2  # the one that lived, and those killed after the rename
 
 
 # --- memory and imports -----------------------------------------------------------------------

@@ -9,17 +9,24 @@ import pytest
 from building import (
     BERT,
     BF16,
-    GPT2,
+    DOWN,
     HIDDEN,
     LLAMA,
+    Q0,
+    Q1,
     VOCABULARY,
     Arrays,
     arrays_of,
     bert,
+    classifier,
     gpt2,
+    head,
     llama,
+    merged_arrays,
     opened,
     pair,
+    plan_of,
+    qs,
     random,
     same_bits,
     save_adapter,
@@ -30,32 +37,12 @@ from building import (
 
 from adapterhub import merge
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
-from adapterhub.merge import MergePlan, Options
-from adapterhub.merge.work import Source
 from adapterhub.tensorfile import FileTensor
-
-Q0 = "model.layers.0.self_attn.q_proj"
-Q1 = "model.layers.1.self_attn.q_proj"
-DOWN = "model.layers.0.mlp.down_proj"
-
-
-def qs(**fields: Any) -> Arrays:
-    return pair(Q0, HIDDEN, HIDDEN, **fields) | pair(Q1, HIDDEN, HIDDEN, seed=200)
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     return save_base(tmp_path / "base", llama(), LLAMA)
-
-
-def plan_of(base: Path, *adapters: Path | Source, **options: Any) -> MergePlan:
-    sources = [a if isinstance(a, Source) else source(a) for a in adapters]
-    return merge.plan(opened(base), sources, Options(**options))
-
-
-def run(base: Path, out: Path, *adapters: Path | Source, **options: Any) -> Arrays:
-    merge.run(plan_of(base, *adapters, **options), out)
-    return arrays_of(out)
 
 
 # --- pure -------------------------------------------------------------------------------------
@@ -158,7 +145,7 @@ def test_one_shard_under_another_name_keeps_its_index(tmp_path: Path) -> None:
     (base / "model.safetensors").rename(base / only)
     index = {"weight_map": dict.fromkeys(llama(), only)}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    merged = run(base, tmp_path / "out", save_adapter(tmp_path / "a", qs()))
+    merged = merged_arrays(base, tmp_path / "out", save_adapter(tmp_path / "a", qs()))
     assert merged.keys() == llama().keys()
 
 
@@ -193,12 +180,8 @@ def test_two_adapters_add_in_order(base: Path, tmp_path: Path) -> None:
     forward = fp32_chain(weight, [(first, 4 / 2 * 0.7), (second, 5 / 3 * -0.3)])
     backward = fp32_chain(weight, [(second, 5 / 3 * -0.3), (first, 4 / 2 * 0.7)])
     assert not same_bits(forward, backward)
-    assert same_bits(run(base, tmp_path / "ab", one, two)[f"{Q0}.weight"], forward)
-    assert same_bits(run(base, tmp_path / "ba", two, one)[f"{Q0}.weight"], backward)
-
-
-def head(seed: int) -> Arrays:
-    return whole("lm_head.weight", random(seed, VOCABULARY, HIDDEN))
+    assert same_bits(merged_arrays(base, tmp_path / "ab", one, two)[f"{Q0}.weight"], forward)
+    assert same_bits(merged_arrays(base, tmp_path / "ba", two, one)[f"{Q0}.weight"], backward)
 
 
 def test_a_replacement_needs_weight_one(base: Path, tmp_path: Path) -> None:
@@ -213,7 +196,7 @@ def test_two_providers_of_a_replacement_must_agree(base: Path, tmp_path: Path) -
     equal = save_adapter(tmp_path / "equal", qs(seed=5) | head(1))
     with pytest.raises(NotMergeable, match=r"one and other both replace lm_head\.weight"):
         plan_of(base, one, other)
-    merged = run(base, tmp_path / "out", one, equal)
+    merged = merged_arrays(base, tmp_path / "out", one, equal)
     assert same_bits(merged["lm_head.weight"], random(1, VOCABULARY, HIDDEN))
 
 
@@ -232,7 +215,7 @@ def test_an_adapter_may_add_to_what_it_brings_itself(base: Path, tmp_path: Path)
         f"{start}.lora_embedding_A": random(51, 2, VOCABULARY),
         f"{start}.lora_embedding_B": random(52, HIDDEN, 2),
     }
-    merged = run(base, tmp_path / "out", save_adapter(tmp_path / "a", tensors))
+    merged = merged_arrays(base, tmp_path / "out", save_adapter(tmp_path / "a", tensors))
     delta = 2.0 * (tensors[f"{start}.lora_embedding_B"] @ tensors[f"{start}.lora_embedding_A"]).T
     want = tensors[f"{start}.base_layer.weight"] + delta
     np.testing.assert_allclose(merged["model.embed_tokens.weight"], want, rtol=0, atol=1e-5)
@@ -252,146 +235,7 @@ def test_adapters_that_make_different_models_are_refused(tmp_path: Path) -> None
         plan_of(base, unsaid)
 
 
-# --- what does not fit ------------------------------------------------------------------------
-
-
-def test_every_mismatch_of_every_adapter_is_listed(base: Path, tmp_path: Path) -> None:
-    one = pair(Q0, HIDDEN + 1, HIDDEN) | pair("model.layers.9.mlp.up_proj", 12, HIDDEN)
-    one |= whole("lm_head.weight", random(1, 3, HIDDEN)) | whole("classifier.weight", random(2, 3))
-    two = pair(DOWN, HIDDEN, 99)
-    with pytest.raises(BaseMismatch, match=r"one, two does not fit .*: 5 mismatches") as caught:
-        plan_of(base, save_adapter(tmp_path / "one", one), save_adapter(tmp_path / "two", two))
-    assert sorted(caught.value.details) == [
-        "one: classifier.weight: neither the base nor any llama class has it",
-        "one: lm_head.weight: the adapter has shape [3, 8], the base [10, 8]",
-        f"one: {Q0}: the adapter has factors of shape [9, 8], the base a weight of [8, 8]",
-        "one: model.layers.9.mlp.up_proj.weight: the base has no such tensor",
-        f"two: {DOWN}: the adapter has factors of shape [8, 99], the base a weight of [8, 12]",
-    ]
-    assert {path.name for path in tmp_path.iterdir()} == {"base", "one", "two"}
-
-
-def test_a_changed_class_needs_its_whole_head(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base", bert(), BERT)
-    only = whole("classifier.weight", random(1, 3, HIDDEN))
-    adapter = save_adapter(tmp_path / "a", only, task_type="TOKEN_CLS")
-    with pytest.raises(BaseMismatch, match="a BertForTokenClassification needs") as caught:
-        plan_of(base, adapter)
-    assert caught.value.details == ("classifier.bias",)
-
-
-def test_a_changed_class_needs_its_whole_backbone(tmp_path: Path) -> None:
-    """BertForMaskedLM has no pooler; a sequence classifier on it would load a random one."""
-    arrays = {name: a for name, a in bert("bert.").items() if "pooler" not in name}
-    config = {**BERT, "architectures": ["BertForMaskedLM"]}
-    base = save_base(tmp_path / "base", arrays, config)
-    classifier = whole("classifier.weight", random(1, 3, HIDDEN)) | whole(
-        "classifier.bias", random(2, 3)
-    )
-    with pytest.raises(BaseMismatch) as caught:
-        plan_of(base, save_adapter(tmp_path / "a", classifier, task_type="SEQ_CLS"))
-    assert caught.value.details == ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
-
-
-@pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_tied_weights_are_refused_by_name(tmp_path: Path, prefix: str) -> None:
-    base = save_base(tmp_path / "base", gpt2(prefix), GPT2)
-    embedding = {
-        "base_model.model.transformer.wte.lora_embedding_A": random(1, 2, VOCABULARY),
-        "base_model.model.transformer.wte.lora_embedding_B": random(2, HIDDEN, 2),
-    }
-    with pytest.raises(NotMergeable, match=r"wte\.weight is one of a tied pair"):
-        plan_of(base, save_adapter(tmp_path / "a", embedding))
-    with pytest.raises(NotMergeable, match=r"lm_head\.weight is one of a tied pair"):
-        plan_of(base, save_adapter(tmp_path / "b", head(1)))
-    with pytest.raises(BaseMismatch) as caught:
-        plan_of(base, save_adapter(tmp_path / "c", pair("lm_head", VOCABULARY, HIDDEN)))
-    (detail,) = caught.value.details
-    assert (
-        detail == f"lm_head.weight: the base has no such tensor; it is tied to {prefix}wte.weight"
-    )
-
-
-@pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_square_conv1d_weights_are_transposed_however_the_files_spell_them(
-    tmp_path: Path, prefix: str
-) -> None:
-    base = save_base(tmp_path / "base", gpt2(prefix), GPT2)
-    tensors = pair("transformer.h.0.attn.c_proj", HIDDEN, HIDDEN)
-    merged = run(base, tmp_path / "out", save_adapter(tmp_path / "a", tensors))
-    a, b = tensors.values()
-    want = gpt2()["h.0.attn.c_proj.weight"] + (2 * (b @ a)).T
-    got = merged[f"{prefix}h.0.attn.c_proj.weight"]
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
-    assert not np.allclose(got, gpt2()["h.0.attn.c_proj.weight"] + 2 * (b @ a), atol=1e-2)
-
-
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float64, "F8_E4M3"])
-def test_weights_outside_the_formula_are_refused_by_name(tmp_path: Path, dtype: Any) -> None:
-    import ml_dtypes
-
-    dtype = ml_dtypes.float8_e4m3fn if dtype == "F8_E4M3" else dtype
-    arrays = llama()
-    arrays[f"{Q0}.weight"] = np.ones((HIDDEN * HIDDEN // 2, 1), dtype)  # packed, another shape
-    base = save_base(tmp_path / "base", arrays, LLAMA)
-    with pytest.raises(NotMergeable, match=rf"{Q0}\.weight of .* is stored as [IUF]\d"):
-        plan_of(base, save_adapter(tmp_path / "a", qs()))
-
-
-def test_quantised_weights_under_other_names_are_explained(tmp_path: Path) -> None:
-    arrays = llama()
-    arrays[f"{Q0}.qweight"] = arrays.pop(f"{Q0}.weight").astype(np.int32)
-    config = {**LLAMA, "quantization_config": {"quant_method": "gptq"}}
-    base = save_base(tmp_path / "base", arrays, config)
-    with pytest.raises(BaseMismatch) as caught:
-        plan_of(base, save_adapter(tmp_path / "a", qs()))
-    assert "the base is quantised, give the full-precision one" in caught.value.details[0]
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"use_dora": True}, "a dora variant"),
-        ({"alora_invocation_tokens": [1, 2]}, "a alora variant"),
-        ({"target_parameters": ["mlp.experts.down_proj"]}, "a target_parameters variant"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa'"),
-        ({"layer_replication": [[0, 2]]}, "a layer_replication variant"),
-    ],
-)
-def test_variants_outside_the_formula_are_refused(
-    base: Path, tmp_path: Path, fields: dict[str, Any], says: str
-) -> None:
-    with pytest.raises(NotMergeable, match=says):
-        plan_of(base, save_adapter(tmp_path / "a", qs(), **fields))
-
-
-def test_a_replacement_of_another_kind_of_number_is_refused(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base", llama(), LLAMA)
-    integers = whole("lm_head.weight", np.ones((VOCABULARY, HIDDEN), np.int32))
-    with pytest.raises(NotMergeable, match=r"lm_head\.weight is F32 in the base and I32"):
-        plan_of(base, save_adapter(tmp_path / "a", integers))
-
-
-def test_a_coefficient_beyond_fp32_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotMergeable, match="is beyond fp32"):
-        plan_of(base, source(save_adapter(tmp_path / "a", qs()), weight=1e39))
-
-
-def test_weights_and_options_that_make_no_sense_are_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidOption, match="the weight of a is nan"):
-        source(save_adapter(tmp_path / "a", qs()), weight=float("nan"))
-    with pytest.raises(InvalidOption, match="dtype 'int8' is unknown"):
-        Options(dtype="int8")
-    with pytest.raises(InvalidOption, match="no adapter was given"):
-        plan_of(base)
-
-
 # --- labels -----------------------------------------------------------------------------------
-
-
-def classifier(rows: int) -> Arrays:
-    weight = whole("classifier.weight", random(1, rows, HIDDEN))
-    return weight | whole("classifier.bias", random(2, rows))
 
 
 def test_labels_must_be_as_many_as_the_heads_rows(tmp_path: Path) -> None:
@@ -440,7 +284,7 @@ def test_dtype_rounds_the_fp32_accumulation_once(tmp_path: Path) -> None:
         f"{start}.lora_B.weight": np.full((HIDDEN, 1), 2.0**-10, np.float32),
     }
     adapter = save_adapter(tmp_path / "a", tensors, r=1, lora_alpha=1)
-    got = run(base, tmp_path / "out", adapter, dtype="bfloat16")
+    got = merged_arrays(base, tmp_path / "out", adapter, dtype="bfloat16")
     once = np.float32(1 + 2.0**-8 + 2.0**-20).astype(BF16)
     twice = (np.float32(1 + 2.0**-8).astype(BF16).astype(np.float32) + 2.0**-20).astype(BF16)
     assert once != twice
@@ -453,9 +297,9 @@ def test_dtype_rounds_the_fp32_accumulation_once(tmp_path: Path) -> None:
 def test_a_replacement_is_rounded_once_to_what_it_replaces(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", llama(BF16), LLAMA)
     adapter = save_adapter(tmp_path / "a", head(1))
-    kept = run(base, tmp_path / "kept", adapter)["lm_head.weight"]
+    kept = merged_arrays(base, tmp_path / "kept", adapter)["lm_head.weight"]
     assert same_bits(kept, random(1, VOCABULARY, HIDDEN).astype(BF16))
-    wide = run(base, tmp_path / "wide", adapter, dtype="float32")
+    wide = merged_arrays(base, tmp_path / "wide", adapter, dtype="float32")
     assert same_bits(wide["lm_head.weight"], random(1, VOCABULARY, HIDDEN))
     assert same_bits(wide["model.norm.weight"], llama(BF16)["model.norm.weight"].astype(np.float32))
 
@@ -464,12 +308,12 @@ def test_dtype_leaves_integers_alone_and_refuses_fp64(tmp_path: Path) -> None:
     arrays = llama() | {"counter": np.arange(3), "flags": np.array([True, False])}
     base = save_base(tmp_path / "base", arrays, LLAMA)
     adapter = save_adapter(tmp_path / "a", qs())
-    got = run(base, tmp_path / "out", adapter, dtype="float16")
+    got = merged_arrays(base, tmp_path / "out", adapter, dtype="float16")
     assert same_bits(got["counter"], arrays["counter"])
     assert same_bits(got["flags"], arrays["flags"])
     assert got["model.norm.weight"].dtype == np.float16
     wide = save_base(tmp_path / "wide", llama() | {"extra": np.ones(2)}, LLAMA)
-    assert same_bits(run(wide, tmp_path / "same", adapter)["extra"], np.ones(2))
+    assert same_bits(merged_arrays(wide, tmp_path / "same", adapter)["extra"], np.ones(2))
     with pytest.raises(NotMergeable, match="extra is fp64"):
         plan_of(wide, adapter, dtype="float32")
 
@@ -483,7 +327,7 @@ def test_an_unknown_model_type_merges_where_the_modules_match(tmp_path: Path) ->
     plan = plan_of(base, adapter)
     assert plan.model_class is None
     assert plan.notes == ("model_type 'no-such-model' is not known: names compared as they stand",)
-    merged = run(base, tmp_path / "out", adapter)
+    merged = merged_arrays(base, tmp_path / "out", adapter)
     assert not same_bits(merged[f"{Q0}.weight"], llama()[f"{Q0}.weight"])
 
 

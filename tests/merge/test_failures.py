@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from building import (
+    LLAMA,
+    arrays_of,
+    llama,
+    nothing_left,
+    opened,
+    random,
+    run,
+    save_base,
+    source,
+)
+
+from adapterhub import merge
+from adapterhub.errors import (
+    OutputError,
+)
+from adapterhub.merge import output
+
+# --- a disk that fills up ---------------------------------------------------------------------
+
+
+class Full(io.FileIO):
+    """A file on a disk that is full after `Full.room` more writes."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        Full.room -= 1
+        if Full.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def failing(action: Callable[..., Any], room: list[int]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return action(*args, **kwargs)
+
+    return call
+
+
+def until_it_works(attempt: Callable[[int], bool]) -> int:
+    """The first n for which `attempt(n)` is true; it is called for every n before."""
+    return next(n for n in range(200) if attempt(n))
+
+
+def test_a_full_disk_at_any_write_leaves_nothing(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.open
+
+    def unbuffered(self: Path, mode: str = "r", *rest: Any, **kwargs: Any) -> Any:
+        return Full(self, "x") if mode == "xb" else original(self, mode, *rest, **kwargs)
+
+    monkeypatch.setattr(Path, "open", unbuffered)
+    plan = merge.plan(opened(base), [source(adapter)])
+
+    def attempt(room: int) -> bool:
+        Full.room = room
+        try:
+            merge.run(plan, tmp_path / "out")
+        except OutputError as error:
+            assert "the disk is full" in error.remedy
+            assert nothing_left(tmp_path / "out")
+            return False
+        return True
+
+    assert until_it_works(attempt) > len(llama())
+    assert arrays_of(tmp_path / "out").keys() == llama().keys()
+
+
+@pytest.mark.parametrize("what", ["fsync", "mkdir", "replace"])
+def test_a_failure_at_any_step_leaves_nothing(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    plan = merge.plan(opened(base), [source(adapter)])
+    room = [0]
+    owner = os if what == "fsync" else Path
+    monkeypatch.setattr(owner, what, failing(getattr(owner, what), room))
+
+    def attempt(count: int) -> bool:
+        room[0] = count
+        try:
+            merge.run(plan, tmp_path / "out")
+        except OutputError:
+            assert nothing_left(tmp_path / "out")
+            return False
+        return True
+
+    assert until_it_works(attempt) >= {"fsync": 7, "mkdir": 2, "replace": 1}[what]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("mounting a tmpfs is not possible here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_really_full(
+    adapter: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_base(tmp_path / "base", llama() | {"big": random(1, 1 << 20)}, LLAMA)
+    with pytest.raises(OutputError, match="bytes free, the merge writes"):
+        run(base, small_disk / "out", adapter)
+    monkeypatch.setattr(output, "_check_space", lambda *_: None)
+    with pytest.raises(OutputError, match="No space left on device"):
+        run(base, small_disk / "out", adapter)
+    assert list(small_disk.iterdir()) == []
+
+
+# --- a process that dies ----------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from building import opened, source
+from adapterhub import merge
+plan = merge.plan(opened(Path(sys.argv[2])), [source(Path(sys.argv[3]))])
+original = {(os, "fsync"), (os, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir")}
+original = {key: getattr(*key) for key in original if hasattr(*key)}
+left = 0
+
+def counting(action):
+    def call(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return action(*args, **kwargs)
+    return call
+
+for (owner, name), action in original.items():
+    setattr(owner, name, counting(action))
+for n in range(1, 60):
+    child = os.fork()
+    if child == 0:
+        left = n
+        merge.run(plan, Path(sys.argv[4]) / f"out{n}")
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        print(n)
+        break
+"""
+
+
+def test_a_merge_killed_at_any_step_leaves_nothing_or_everything(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    script = [sys.executable, "-W", "ignore", "-c", KILLED, str(Path(__file__).parent)]
+    done = subprocess.run(
+        [*script, base, adapter, results], capture_output=True, text=True, check=True
+    )
+    steps = int(done.stdout)
+    assert steps > 9
+    whole_ones = 0
+    for n in range(1, steps + 1):
+        out = results / f"out{n}"
+        partial = results / f"out{n}.partial"
+        if out.exists():
+            assert merge.differences(out) == [] and not partial.exists()
+            whole_ones += 1
+            continue
+        run(base, out, adapter)  # starts anew over what the killed one left
+        assert merge.differences(out) == [] and not partial.exists()
+    assert whole_ones >= 2  # the one that lived, and those killed after the rename

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from building import (
+    BERT,
+    DOWN,
+    GPT2,
+    HIDDEN,
+    LLAMA,
+    Q0,
+    VOCABULARY,
+    bert,
+    gpt2,
+    head,
+    llama,
+    merged_arrays,
+    pair,
+    plan_of,
+    qs,
+    random,
+    save_adapter,
+    save_base,
+    source,
+    whole,
+)
+
+from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
+from adapterhub.merge import Options
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_base(tmp_path / "base", llama(), LLAMA)
+
+
+def test_every_mismatch_of_every_adapter_is_listed(base: Path, tmp_path: Path) -> None:
+    one = pair(Q0, HIDDEN + 1, HIDDEN) | pair("model.layers.9.mlp.up_proj", 12, HIDDEN)
+    one |= whole("lm_head.weight", random(1, 3, HIDDEN)) | whole("classifier.weight", random(2, 3))
+    two = pair(DOWN, HIDDEN, 99)
+    with pytest.raises(BaseMismatch, match=r"one, two does not fit .*: 5 mismatches") as caught:
+        plan_of(base, save_adapter(tmp_path / "one", one), save_adapter(tmp_path / "two", two))
+    assert sorted(caught.value.details) == [
+        "one: classifier.weight: neither the base nor any llama class has it",
+        "one: lm_head.weight: the adapter has shape [3, 8], the base [10, 8]",
+        f"one: {Q0}: the adapter has factors of shape [9, 8], the base a weight of [8, 8]",
+        "one: model.layers.9.mlp.up_proj.weight: the base has no such tensor",
+        f"two: {DOWN}: the adapter has factors of shape [8, 99], the base a weight of [8, 12]",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "one", "two"}
+
+
+def test_a_changed_class_needs_its_whole_head(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", bert(), BERT)
+    only = whole("classifier.weight", random(1, 3, HIDDEN))
+    adapter = save_adapter(tmp_path / "a", only, task_type="TOKEN_CLS")
+    with pytest.raises(BaseMismatch, match="a BertForTokenClassification needs") as caught:
+        plan_of(base, adapter)
+    assert caught.value.details == ("classifier.bias",)
+
+
+def test_a_changed_class_needs_its_whole_backbone(tmp_path: Path) -> None:
+    """BertForMaskedLM has no pooler; a sequence classifier on it would load a random one."""
+    arrays = {name: a for name, a in bert("bert.").items() if "pooler" not in name}
+    config = {**BERT, "architectures": ["BertForMaskedLM"]}
+    base = save_base(tmp_path / "base", arrays, config)
+    classifier = whole("classifier.weight", random(1, 3, HIDDEN)) | whole(
+        "classifier.bias", random(2, 3)
+    )
+    with pytest.raises(BaseMismatch) as caught:
+        plan_of(base, save_adapter(tmp_path / "a", classifier, task_type="SEQ_CLS"))
+    assert caught.value.details == ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_tied_weights_are_refused_by_name(tmp_path: Path, prefix: str) -> None:
+    base = save_base(tmp_path / "base", gpt2(prefix), GPT2)
+    embedding = {
+        "base_model.model.transformer.wte.lora_embedding_A": random(1, 2, VOCABULARY),
+        "base_model.model.transformer.wte.lora_embedding_B": random(2, HIDDEN, 2),
+    }
+    with pytest.raises(NotMergeable, match=r"wte\.weight is one of a tied pair"):
+        plan_of(base, save_adapter(tmp_path / "a", embedding))
+    with pytest.raises(NotMergeable, match=r"lm_head\.weight is one of a tied pair"):
+        plan_of(base, save_adapter(tmp_path / "b", head(1)))
+    with pytest.raises(BaseMismatch) as caught:
+        plan_of(base, save_adapter(tmp_path / "c", pair("lm_head", VOCABULARY, HIDDEN)))
+    (detail,) = caught.value.details
+    assert (
+        detail == f"lm_head.weight: the base has no such tensor; it is tied to {prefix}wte.weight"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_square_conv1d_weights_are_transposed_however_the_files_spell_them(
+    tmp_path: Path, prefix: str
+) -> None:
+    base = save_base(tmp_path / "base", gpt2(prefix), GPT2)
+    tensors = pair("transformer.h.0.attn.c_proj", HIDDEN, HIDDEN)
+    merged = merged_arrays(base, tmp_path / "out", save_adapter(tmp_path / "a", tensors))
+    a, b = tensors.values()
+    want = gpt2()["h.0.attn.c_proj.weight"] + (2 * (b @ a)).T
+    got = merged[f"{prefix}h.0.attn.c_proj.weight"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    assert not np.allclose(got, gpt2()["h.0.attn.c_proj.weight"] + 2 * (b @ a), atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float64, "F8_E4M3"])
+def test_weights_outside_the_formula_are_refused_by_name(tmp_path: Path, dtype: Any) -> None:
+    import ml_dtypes
+
+    dtype = ml_dtypes.float8_e4m3fn if dtype == "F8_E4M3" else dtype
+    arrays = llama()
+    arrays[f"{Q0}.weight"] = np.ones((HIDDEN * HIDDEN // 2, 1), dtype)  # packed, another shape
+    base = save_base(tmp_path / "base", arrays, LLAMA)
+    with pytest.raises(NotMergeable, match=rf"{Q0}\.weight of .* is stored as [IUF]\d"):
+        plan_of(base, save_adapter(tmp_path / "a", qs()))
+
+
+def test_quantised_weights_under_other_names_are_explained(tmp_path: Path) -> None:
+    arrays = llama()
+    arrays[f"{Q0}.qweight"] = arrays.pop(f"{Q0}.weight").astype(np.int32)
+    config = {**LLAMA, "quantization_config": {"quant_method": "gptq"}}
+    base = save_base(tmp_path / "base", arrays, config)
+    with pytest.raises(BaseMismatch) as caught:
+        plan_of(base, save_adapter(tmp_path / "a", qs()))
+    assert "the base is quantised, give the full-precision one" in caught.value.details[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"use_dora": True}, "a dora variant"),
+        ({"alora_invocation_tokens": [1, 2]}, "a alora variant"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "a target_parameters variant"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa'"),
+        ({"layer_replication": [[0, 2]]}, "a layer_replication variant"),
+    ],
+)
+def test_variants_outside_the_formula_are_refused(
+    base: Path, tmp_path: Path, fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(NotMergeable, match=says):
+        plan_of(base, save_adapter(tmp_path / "a", qs(), **fields))
+
+
+def test_a_replacement_of_another_kind_of_number_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", llama(), LLAMA)
+    integers = whole("lm_head.weight", np.ones((VOCABULARY, HIDDEN), np.int32))
+    with pytest.raises(NotMergeable, match=r"lm_head\.weight is F32 in the base and I32"):
+        plan_of(base, save_adapter(tmp_path / "a", integers))
+
+
+def test_a_coefficient_beyond_fp32_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotMergeable, match="is beyond fp32"):
+        plan_of(base, source(save_adapter(tmp_path / "a", qs()), weight=1e39))
+
+
+def test_weights_and_options_that_make_no_sense_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="the weight of a is nan"):
+        source(save_adapter(tmp_path / "a", qs()), weight=float("nan"))
+    with pytest.raises(InvalidOption, match="dtype 'int8' is unknown"):
+        Options(dtype="int8")
+    with pytest.raises(InvalidOption, match="no adapter was given"):
+        plan_of(base)
