@@ -69,7 +69,7 @@ class Tree:
         digest = digests.of_bytes(data)
         target = self.path(digest)
         with files.named_errors(self.home.root):
-            if not self._refresh(target, len(data)):
+            if not self._refresh(target, digest, len(data)):
                 with files.temporary(self.home.tmp) as (fd, path):
                     files.write_all(fd, data, path)
                     self._publish(fd, path, target)
@@ -85,7 +85,7 @@ class Tree:
             with files.temporary(self.home.tmp) as (fd, path):
                 digest, size = _copy(file, fd, path)
                 target = self.path(digest)
-                if not self._refresh(target, size):
+                if not self._refresh(target, digest, size):
                     self._publish(fd, path, target)
         return digest, size
 
@@ -94,14 +94,20 @@ class Tree:
             files.fsync_path(self.folder)
         files.publish(fd, path, target)
 
-    def _refresh(self, target: Path, size: int) -> bool:
-        """Whether the content is there; makes it young, and its name durable, if so."""
+    def _refresh(self, target: Path, digest: str, size: int) -> bool:
+        """Whether the content is there, and sound; makes it young, and its name durable, if so.
+
+        It is read for that: to add an adapter again heals damaged bytes.
+        """
         try:
             found = target.stat()
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             return False
+        with target.open("rb") as file:
+            if _hash(file) != digest:
+                return False
         files.touch(target)
         files.fsync_path(target.parent)  # whoever wrote it may have died before this
         return True
