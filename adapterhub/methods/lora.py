@@ -130,7 +130,7 @@ def problems(adapter: Adapter) -> list[Problem]:
         found.append(Problem("no-pairs", text, "check that the right modules were targeted"))
     if not _packed(adapter.config):
         found += _rank_problems(adapter, config) or _alpha_problems(adapter, config)
-    return found
+    return found + _saved_problems(adapter)
 
 
 def _packed(config: Mapping[str, Any]) -> bool:
@@ -207,6 +207,16 @@ def _alpha_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
     return [Problem("alpha-order", text, "the first counts; peft sorts keys when it saves")]
 
 
+def _saved_problems(adapter: Adapter) -> list[Problem]:
+    """peft adds names of heads that not every model has, so one of them is enough."""
+    names = adapter.config.get("modules_to_save") or []
+    whole = [f".{m}." for m, role, _ in adapter.tensors() if role.startswith(REPLACE)]
+    if not names or any(f".{name}." in module for name in names for module in whole):
+        return []
+    text = f"modules_to_save names {', '.join(map(shown, names[:5]))}; the weights hold none"
+    return [Problem("no-saved", text, "a head that was trained is lost: save the adapter again")]
+
+
 def ranks(adapter: Adapter) -> Ranks | None:
     if _packed(adapter.config):
         config = parse(adapter.config)
@@ -236,7 +246,7 @@ def parts(adapter: Adapter) -> Meaning:
         layout: Literal["linear", "embedding"] = "embedding" if roles == PAIRS[1] else "linear"
         found.append(LowRank(module, a, b, scale, layout, roles))
         bias = adapter.modules[module].get("lora_B.bias")
-        if bias is not None:
+        if bias is not None and adapter.config.get("lora_bias"):
             found.append(BiasDelta(module, bias, scale, "lora_B.bias"))
     return (*found, *_replacements(adapter))
 
@@ -299,7 +309,11 @@ def _refuse_unused(adapter: Adapter, found: Meaning) -> None:
         for part in found
         for role in (part.roles if isinstance(part, LowRank) else (part.role,))
     }
-    rest = [f"{m}.{role}" for m, role, _ in adapter.tensors() if (m, role) not in used]
+    rest = [
+        f"{m}.{role}" + (" (lora_bias is not set)" if role == "lora_B.bias" else "")
+        for m, role, _ in adapter.tensors()
+        if (m, role) not in used
+    ]
     if rest:
         raise NotMergeable(
             f"{len(rest)} tensors of this adapter are outside plain LoRA's formula",

@@ -166,6 +166,14 @@ def test_a_tensor_outside_the_formula_is_refused(role: str) -> None:
     assert caught.value.details == (f"q.{role}",)
 
 
+def test_a_bias_that_the_config_does_not_ask_for_is_refused() -> None:
+    """peft leaves it aside when loading, other tools mean it."""
+    seen = adapter({"q": {**PAIR, "lora_B.bias": np.ones(2, np.float32)}})
+    with pytest.raises(NotMergeable) as caught:
+        lora.meaning(seen)
+    assert caught.value.details == ("q.lora_B.bias (lora_bias is not set)",)
+
+
 # --- problems ---------------------------------------------------------------------------------
 
 
@@ -227,6 +235,15 @@ def test_factors_of_whole_numbers() -> None:
     assert problem.message == "q.lora_A is I8, expected a float type"
     small = {"lora_A": A.astype(ml_dtypes.bfloat16), "lora_B": B.astype(ml_dtypes.float8_e4m3fn)}
     assert lora.problems(adapter({"q": small})) == []
+
+
+def test_a_head_that_was_to_be_saved_and_is_not_there() -> None:
+    head = {"model.classifier.dense": {"replace:weight": A}}
+    config = {"modules_to_save": ["classifier", "score"]}
+    assert lora.problems(adapter({"q": PAIR, **head}, **config)) == []
+    problem = _only(lora.problems(adapter({"q": PAIR, "subclassifier": PAIR}, **config)))
+    assert (problem.code, problem.fatal) == ("no-saved", False)
+    assert problem.message == ('modules_to_save names "classifier", "score"; the weights hold none')
 
 
 def test_nothing_at_all_and_nothing_but_heads() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,19 @@ def test_require_without_values_does_not_read_them(
     monkeypatch.setattr(FileTensor, "read", lambda self: pytest.fail("read"))
     monkeypatch.setattr(FileTensor, "pieces", lambda self, size=0: pytest.fail("read"))
     assert inspection.require(reading, values=False) is reading.adapter
+
+
+def test_inspecting_imports_nothing_heavy(peft_dir: Maker) -> None:
+    script = (
+        "import sys; from pathlib import Path; from adapterhub import formats\n"
+        "from adapterhub.registry import inspection\n"
+        "inspection.inspect(formats.read(Path(sys.argv[1])), source='x')\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'bitsandbytes', 'click', 'sqlite_utils'}"
+        " & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", script, str(peft_dir())]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
 
 
 def test_kinds_of_errors(peft_dir: Maker) -> None:
