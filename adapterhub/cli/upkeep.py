@@ -12,6 +12,9 @@ from adapterhub.cli.opening import adapter_argument, open_registry
 from adapterhub.cli.output import json_option, plural, progress, size
 
 
+_ONE = {"versions": "version", "files": "file", "directories": "directory"}
+
+
 @click.command()
 @adapter_argument("what", metavar="[REF|DIR]", required=False)
 @json_option
@@ -33,7 +36,7 @@ def verify(what: str | None, as_json: bool) -> None:
         for problem in result["problems"]:
             click.secho(f"✗ {output.clean(problem)}", fg="red")
         if not result["problems"]:
-            counts = [plural(n, k[:-1]) for k, n in result.items() if k != "problems"]
+            counts = [plural(n, _ONE[k]) for k, n in result.items() if k in _ONE]
             click.secho(f"✓ whole: {', '.join(counts)}", fg="green")
     if result["problems"]:
         click.get_current_context().exit(1)
