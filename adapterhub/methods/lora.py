@@ -128,9 +128,11 @@ def problems(adapter: Adapter) -> list[Problem]:
     elif all(role.startswith(REPLACE) for _, role, _ in adapter.tensors()):
         text = "the weights hold whole tensors only, and no LoRA pair"
         found.append(Problem("no-pairs", text, "check that the right modules were targeted"))
-    if not _packed(adapter.config):
-        found += _rank_problems(adapter, config) or _alpha_problems(adapter, config)
-    return found + _saved_problems(adapter)
+    found += _saved_problems(adapter)
+    try:
+        return found + _pattern_problems(adapter, config) + _rank_problems(adapter, config)
+    except InvalidAdapter as error:
+        return [*found, _fatal("pattern", error.message, error.remedy)]
 
 
 def _packed(config: Mapping[str, Any]) -> bool:
@@ -179,14 +181,10 @@ def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def _rank_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
-    found = []
+    found: list[Problem] = []
     wrong: Counter[tuple[int, int]] = Counter()
-    for module, (role_a, _), (a, _) in _pairs(adapter):
-        try:
-            expected = config.rank(module)
-            config.scaling(module, expected)
-        except InvalidAdapter as error:
-            return [_fatal("pattern", error.message, error.remedy)]
+    for module, (role_a, _), (a, _) in () if _packed(adapter.config) else _pairs(adapter):
+        expected = config.rank(module)
         if a.shape[0] != expected:
             wrong[expected, a.shape[0]] += 1
             if wrong[expected, a.shape[0]] == 1:
@@ -198,9 +196,15 @@ def _rank_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
     return found
 
 
-def _alpha_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
-    """peft sorts the keys of what it saves, so that the first match may be another than it was."""
-    unsure = [m for m, _, _ in _pairs(adapter) if config.alpha_pattern.is_ambiguous(m)]
+def _pattern_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
+    """Values of alpha that hang on the order of the keys, which peft sorts when it saves.
+
+    A rank that hangs on it shows in the tensors. Raises InvalidAdapter for any pattern that
+    cannot be used.
+    """
+    for module in adapter.modules:
+        config.rank_pattern.is_ambiguous(module)
+    unsure = [m for m in adapter.modules if config.alpha_pattern.is_ambiguous(m)]
     if not unsure:
         return []
     text = f"several keys of alpha_pattern match {unsure[0]} and say different values"
@@ -219,8 +223,11 @@ def _saved_problems(adapter: Adapter) -> list[Problem]:
 
 def ranks(adapter: Adapter) -> Ranks | None:
     if _packed(adapter.config):
-        config = parse(adapter.config)
-        by_module = {m: config.rank(m) for m, roles in adapter.modules.items() if "lora_A" in roles}
+        try:
+            config = parse(adapter.config)
+            by_module = {m: config.rank(m) for m, r in adapter.modules.items() if "lora_A" in r}
+        except (SchemaError, InvalidAdapter):
+            return None  # `problems` says why
     else:
         by_module = {module: a.shape[0] for module, _, (a, _) in _pairs(adapter)}
     return Ranks(by_module) if by_module else None

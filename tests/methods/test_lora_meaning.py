@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import ml_dtypes
@@ -259,10 +260,18 @@ def test_a_config_that_is_refused_is_one_problem_per_sentence() -> None:
 
 
 def test_a_pattern_that_cannot_be_used_is_a_problem() -> None:
-    for field in ("rank_pattern", "alpha_pattern"):
-        problem = _only(lora.problems(adapter({"q": PAIR}, **{field: {"(": 2}})))
+    for field, more in product(("rank_pattern", "alpha_pattern"), ({}, {"enable_lora": [True]})):
+        # Also behind a key that matches, which `find` would not try.
+        seen = adapter({"q": PAIR}, **{field: {"q": 2, "(": 2}}, **more)
+        problem = _only(lora.problems(seen))
         assert (problem.code, problem.fatal) == ("pattern", True)
         assert "pattern '(' of adapter_config.json cannot be used" in problem.message
+
+
+def test_ranks_of_packed_factors_without_a_usable_config() -> None:
+    for config in ({"r": "2"}, {"rank_pattern": {"(": 1}}):
+        seen = adapter({"q": PAIR}, target_parameters=["w"], **config)
+        assert lora.ranks(seen) is None
 
 
 def test_keys_of_alpha_whose_order_matters_are_told() -> None:
