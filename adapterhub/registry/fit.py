@@ -7,6 +7,7 @@ The catalogue's prefixes relate them, and its `live` names where memory and file
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,10 @@ from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement, method
 
+# Constants that older checkpoints store: positions, causal masks, rotary frequencies.
+LEGACY_BUFFERS = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|masked_bias|inv_freq|(attn|attention)\.bias)$"
+)
 LABELLED = ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLS")  # tasks whose heads have a row for each label
 
 
@@ -69,12 +74,25 @@ class Naming:
         return f"{module}.{part.parameter}"
 
     def written(self, tensor: str) -> str | None:
-        """Name in the result of a tensor stored as `tensor`; None if the class lacks it."""
+        """Name in the result of a tensor stored as `tensor`; None if it is left out.
+
+        Left out is what the class of the result is known to lack: the base's own head, a pooler.
+        A backbone tensor that the catalogue does not know stays, since some configuration of the
+        class may need it: too many tensors make transformers speak up, too few make it guess.
+        """
         if self.target is None:
             return tensor
-        if self.base.is_backbone(tensor):
-            tensor = respelled(tensor, self.base.prefix, self.target.prefix)
-        return tensor if self.target.has_tensor(tensor) else None
+        if not self.base.is_backbone(tensor):
+            return tensor if self.target.has_tensor(tensor) else None
+        name = respelled(tensor, self.base.prefix, self.target.prefix)
+        return None if self._is_known(tensor) and not self.target.has_tensor(name) else name
+
+    def _is_known(self, tensor: str) -> bool:
+        """Whether a backbone tensor is known, be it as a buffer that models no longer save."""
+        if self.base.architecture is None or LEGACY_BUFFERS.search(tensor):
+            return True
+        bare = self.base.architecture.class_named(self.base.architecture.base_class)
+        return bare is None or bare.has_tensor(respelled(tensor, self.base.prefix, ""))
 
     @cached_property
     def ties(self) -> Mapping[str, str]:

@@ -95,6 +95,28 @@ def test_what_a_new_class_writes(tmp_path: Path) -> None:
     assert Naming(bare).written("embeddings.position_ids") == "embeddings.position_ids"
 
 
+@pytest.mark.parametrize(
+    ("stored", "written"),
+    [
+        ("transformer.h.0.attn.c_proj.weight", "transformer.h.0.attn.c_proj.weight"),
+        ("transformer.h.0.attn.bias", None),
+        ("transformer.h.0.attn.masked_bias", None),
+        ("transformer.h.0.attn.a_new_gate.weight", "transformer.h.0.attn.a_new_gate.weight"),
+        ("lm_head.weight", None),
+        ("some_head.weight", None),
+    ],
+)
+def test_what_the_catalogue_does_not_know_stays_unless_it_is_a_head(
+    tmp_path: Path, stored: str, written: str | None
+) -> None:
+    """A tensor too many makes transformers speak up; one too few makes it guess."""
+    tensors = {"transformer.h.0.attn.c_proj.weight": (8, 8), stored: (8, 8)}
+    gpt2 = base(tmp_path / "b", "gpt2", "GPT2LMHeadModel", tensors)
+    assert gpt2.architecture is not None
+    naming = Naming(gpt2, gpt2.architecture.class_named("GPT2ForTokenClassification"))
+    assert naming.written(stored) == written
+
+
 def test_a_head_is_written_without_the_prefix(tmp_path: Path) -> None:
     tensors = {**prefixed("bert.", BERT), "classifier.weight": (2, 8), "cls.predictions.bias": (9,)}
     headed = base(tmp_path / "b", "bert", "BertForSequenceClassification", tensors)
