@@ -259,7 +259,7 @@ def test_without_a_task_a_head_of_several_classes_is_refused(
     tagger: Made, registry: Registry, tmp_path: Path
 ) -> None:
     adapter = retold(tagger.adapter, tmp_path / "a", task_type=None)
-    with pytest.raises(NotMergeable, match="fits several classes: .*BertForTokenClassification"):
+    with pytest.raises(NotMergeable, match=r"fits several classes: .*BertForTokenClassification"):
         api.load_model(adapter, base=tagger.base, registry=registry)
 
 
