@@ -83,6 +83,22 @@ def test_a_full_disk_at_any_write_leaves_nothing(
     assert arrays_of(tmp_path / "out").keys() == llama().keys()
 
 
+def test_a_disk_too_full_for_the_first_file_leaves_nothing(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.open
+
+    def full(self: Path, mode: str = "r", *rest: Any, **kwargs: Any) -> Any:
+        if self.name == output.MARKER:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, mode, *rest, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        run(base, tmp_path / "out", adapter)
+    assert nothing_left(tmp_path / "out")
+
+
 @pytest.mark.parametrize("what", ["fsync", "mkdir", "replace"])
 def test_a_failure_at_any_step_leaves_nothing(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str

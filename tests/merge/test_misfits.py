@@ -166,3 +166,29 @@ def test_weights_and_options_that_make_no_sense_are_refused(base: Path, tmp_path
         Options(dtype="int8")
     with pytest.raises(InvalidOption, match="no adapter was given"):
         plan_of(base)
+
+
+def test_factors_that_fp32_does_not_hold_are_refused(base: Path, tmp_path: Path) -> None:
+    wide = save_adapter(tmp_path / "a", pair(Q0, HIDDEN, HIDDEN, dtype=np.float64))
+    with pytest.raises(NotMergeable, match=rf"{Q0}\.lora_A is stored as F64"):
+        plan_of(base, wide)
+    with_bias = save_base(
+        tmp_path / "biased", llama() | {f"{Q0}.bias": random(1, HIDDEN)}, {**LLAMA}
+    )
+    tensors = qs() | whole(f"{Q0}.lora_B.bias", np.ones(HIDDEN))
+    biased = save_adapter(tmp_path / "b", tensors, lora_bias=True)
+    with pytest.raises(NotMergeable, match=rf"{Q0}\.lora_B\.bias is stored as F64"):
+        plan_of(with_bias, biased)
+
+
+def test_a_base_that_holds_a_tensor_under_two_spellings_is_refused(tmp_path: Path) -> None:
+    arrays = {name: a for name, a in bert("bert.").items() if "pooler" not in name}
+    arrays["embeddings.LayerNorm.weight"] = random(1, HIDDEN)
+    config = {**BERT, "architectures": ["BertForMaskedLM"]}
+    base = save_base(tmp_path / "base", arrays, config)
+    pooler = whole("pooler.dense.weight", random(2, HIDDEN, HIDDEN))
+    pooler |= whole("pooler.dense.bias", random(3, HIDDEN))
+    adapter = save_adapter(tmp_path / "a", pooler, task_type="FEATURE_EXTRACTION")
+    says = r"would both be called embeddings\.LayerNorm\.weight"
+    with pytest.raises(NotMergeable, match=says):
+        plan_of(base, adapter)
