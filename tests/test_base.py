@@ -218,6 +218,14 @@ def test_a_file_written_to_while_it_is_hashed_is_refused(
     assert not cache.directory.exists()
 
 
+def test_a_file_replaced_after_opening_is_not_hashed_under_old_offsets(tmp_path: Path) -> None:
+    path = save(tmp_path / "b", NAMES, LLAMA)
+    base = open_base(path)
+    grow(path / "model.safetensors")
+    with pytest.raises(InvalidBase, match=r"model\.safetensors changed while it was in use"):
+        base.weights_root()
+
+
 # --- names, as stored and in the class --------------------------------------------------------
 
 BARE = ["wte.weight", "h.0.attn.c_attn.weight"]

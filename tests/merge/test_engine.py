@@ -78,6 +78,24 @@ def test_the_report_follows_its_schema_and_names_the_roots(
     }
 
 
+def test_the_report_tells_weights_and_options(base: Path, adapter: Path, tmp_path: Path) -> None:
+    weighted = source(adapter, weight=0.25, digest="sha256:" + "1" * 64)
+    run(base, tmp_path / "out", weighted, dtype="bfloat16", max_shard_bytes=500)
+    document = json.loads((tmp_path / "out" / "adapterhub.json").read_text())
+    assert document["options"] == {"dtype": "bfloat16", "max_shard_bytes": 500}
+    assert document["adapters"] == [
+        {
+            "digest": "sha256:" + "1" * 64,
+            "adapter_root": None,
+            "method": "lora",
+            "weight": 0.25,
+            "declared_base": "someone/model",
+            "recorded_base": None,
+        }
+    ]
+    assert document["actions"] == {"cast": len(llama()) - 2, "merge": 2}
+
+
 def test_sharding_changes_no_root(base: Path, adapter: Path, tmp_path: Path) -> None:
     one = save_base(tmp_path / "one", llama(), LLAMA, shards=1)
     three = save_base(tmp_path / "three", llama(), LLAMA, shards=3)
@@ -140,7 +158,9 @@ def test_force_base_merges_and_the_report_is_unverified(
     unrecorded = run(base, tmp_path / "u", adapter)
     root = opened(base).weights_root()
     verified = run(base, tmp_path / "v", source(adapter, base_weights_root=root))
+    mixed = run(base, tmp_path / "m", source(adapter, base_weights_root=root), adapter)
     assert (forced.verified, unrecorded.verified, verified.verified) == (False, False, True)
+    assert not mixed.verified
     assert forced.weights_root == unrecorded.weights_root == verified.weights_root
 
 

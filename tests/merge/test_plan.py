@@ -270,6 +270,19 @@ def test_a_head_of_another_size_changes_the_labels_of_the_base(tmp_path: Path) -
     assert "a" not in token.config["label2id"]
 
 
+def test_a_number_of_labels_that_no_longer_holds_is_dropped(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", bert(), {**BERT, "num_labels": 2})
+    config = plan_of(base, save_adapter(tmp_path / "a", classifier(3), task_type="SEQ_CLS")).config
+    assert "num_labels" not in config and len(config["id2label"]) == 3
+
+
+def test_bare_files_whose_config_names_the_class_get_its_names(tmp_path: Path) -> None:
+    config = {**BERT, "architectures": ["BertForTokenClassification"]}
+    base = save_base(tmp_path / "base", bert(), config)
+    plan = plan_of(base, save_adapter(tmp_path / "a", classifier(2), task_type="TOKEN_CLS"))
+    assert {name.partition(".")[0] for name in plan.works} == {"bert", "classifier"}
+
+
 # --- dtype ------------------------------------------------------------------------------------
 
 
