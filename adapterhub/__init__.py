@@ -15,10 +15,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from adapterhub.api import inspect, load_model, merge, open, plan_merge, verify_directory
     from adapterhub.errors import AdapterHubError
-    from adapterhub.registry import Registry
+    from adapterhub.registry import Filters, Registry
 
 __all__ = [
     "AdapterHubError",
+    "Filters",
     "Registry",
     "inspect",
     "load_model",

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
-from adapterhub.merge import MergePlan, MergeReport, Options, Source, differences
-from adapterhub.merge import plan as plan_of
-from adapterhub.merge import run as run_plan
-from adapterhub.registry import Inspection, Loaded, Registry, checkout
+from adapterhub.merging import MergePlan, MergeReport, Options, Source, differences
+from adapterhub.merging import plan as plan_of
+from adapterhub.merging import run as run_plan
+from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -246,6 +246,7 @@ def parse_size(text: int | str | None) -> int | None:
 
 __all__ = [
     "AdapterHubError",
+    "Filters",
     "Inspection",
     "MergePlan",
     "MergeReport",

@@ -114,7 +114,9 @@ def add(
     }
     with open_registry() as registry:
         if not recursive:
-            _print_added(registry.add(path, **options), as_json, quiet)
+            with output.progress("hashing the base") as advance:
+                added = registry.add(path, **options, progress=advance)
+            _print_added(added, as_json, quiet)
             return
         taken = []
         with output.progress("adding", unit_bytes=False) as advance:

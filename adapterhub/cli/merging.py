@@ -14,7 +14,7 @@ from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
 from adapterhub.cli.output import json_option, progress, quiet_option, size
 
 if TYPE_CHECKING:
-    from adapterhub.merge import MergePlan, MergeReport
+    from adapterhub.merging import MergePlan, MergeReport
 
 _WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 

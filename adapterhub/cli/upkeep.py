@@ -11,7 +11,6 @@ from adapterhub.cli import output
 from adapterhub.cli.opening import adapter_argument, open_registry
 from adapterhub.cli.output import json_option, plural, progress, size
 
-
 _ONE = {"versions": "version", "files": "file", "directories": "directory"}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,10 +19,11 @@ from adapterhub.errors import (
     InvalidOption,
     NotFound,
 )
-from adapterhub.registry import adding, checkout, diffs, fit, inspection, runs, verifying
+from adapterhub.registry import adding, checkout, diffs, fit, inspection, loading, runs, verifying
 from adapterhub.registry.adding import Added, BaseAtHand, Request
 from adapterhub.registry.bases import Bases
 from adapterhub.registry.inspection import Inspection
+from adapterhub.registry.loading import Loaded
 from adapterhub.store import (
     Event,
     Filters,
@@ -39,17 +39,6 @@ from adapterhub.store import (
 
 Progress = Callable[[int], None]
 CARD_FIELDS = ("description", "licence", "language", "topics", "metrics")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """An ADAPTER once it is found: `digest` and `manifest` are None for a path."""
-
-    name: str
-    adapter: Adapter
-    path: Path
-    digest: str | None = None
-    manifest: Mapping[str, Any] | None = None
 
 
 class Registry:
@@ -90,7 +79,7 @@ class Registry:
         """
         path = self.as_path(text)
         if path is not None:
-            reading = formats.read(path, allow_pickle=allow_pickle)
+            reading = loading.read(path, allow_pickle)
             return Loaded(str(path), inspection.require(reading), path)
         name, digest = self.store.resolve(str(text))
         manifest = self.store.manifest(digest)
@@ -98,7 +87,9 @@ class Registry:
             self.store.verify_blob(entry["sha256"])
         place = checkout.linked(self.store, digest, manifest)
         adapter = inspection.require(formats.read(place), values=False)
-        return Loaded(f"{name}@{digest}", _overlaid(adapter, manifest), place, digest, manifest)
+        return Loaded(
+            f"{name}@{digest}", loading.overlaid(adapter, manifest), place, digest, manifest
+        )
 
     def as_path(self, text: str | Path) -> Path | None:
         """The path that `text` means, or None if it means a ref. Raises InvalidName for both."""
@@ -126,7 +117,7 @@ class Registry:
         """What is this? Damage is reported, not raised, as long as anything can be read."""
         path = self.as_path(text)
         if path is not None:
-            reading = formats.read(path, allow_pickle=allow_pickle)
+            reading = loading.read(path, allow_pickle)
             return inspection.inspect(reading, source=str(path))
         name, digest = self.store.resolve(str(text))
         manifest = self.store.manifest(digest)
@@ -146,16 +137,17 @@ class Registry:
         labels: Sequence[str] = (),
         new: bool = False,
         allow_pickle: bool = False,
+        progress: Progress | None = None,
     ) -> Added:
         """Store the adapter at `path` as a new version of `name` (default: from the path).
 
         With `base` (a BASE) it is checked against that base, whose digests are recorded and which
-        is registered. The same bytes again change nothing. Raises what is wrong, before anything
-        is stored.
+        is registered; `progress` is told of its bytes hashed. The same bytes again change nothing.
+        Raises what is wrong, before anything is stored.
         """
         path = Path(path).expanduser()
         before = adding.fingerprints(path)
-        reading = formats.read(path, allow_pickle=allow_pickle)
+        reading = loading.read(path, allow_pickle)
         request = Request(
             name=check_name(name or runs.spelled(reading.path.resolve().name)),
             tags=tuple(check_tag(t) for t in ([tag] if isinstance(tag, str) else tag)),
@@ -164,16 +156,18 @@ class Registry:
             origin={"path": str(reading.path.resolve())},
         )
         adapter = inspection.require(reading)
-        at_hand = self._base_at_hand(base, adapter, path) if base is not None else None
+        at_hand = self._at_hand(base, adapter, path, progress) if base is not None else None
         added = adding.add(self.store, reading, request, at_hand, before)
         if at_hand is not None:
             self.base.remember(at_hand.base, at_hand.weights_root)
         return added
 
-    def _base_at_hand(self, text: str | Path, adapter: Adapter, path: Path) -> BaseAtHand:
+    def _at_hand(
+        self, text: str | Path, adapter: Adapter, path: Path, progress: Progress | None
+    ) -> BaseAtHand:
         base = self.base.resolve(text)
         fit.check(base, adapter, name=str(path))  # before every byte of the base is hashed
-        return BaseAtHand(base, base.weights_root(self.cache))
+        return BaseAtHand(base, base.weights_root(self.cache, progress))
 
     def add_runs(
         self,
@@ -373,11 +367,3 @@ class Registry:
 
     def reindex(self) -> int:
         return self.store.reindex()
-
-
-def _overlaid(adapter: Adapter, manifest: Mapping[str, Any]) -> Adapter:
-    """The adapter with what the registry knows better than its files: labels and base."""
-    base = replace(
-        adapter.base, name=manifest["base"]["name"], revision=manifest["base"]["revision"]
-    )
-    return replace(adapter, labels=tuple(manifest["labels"]), base=base)

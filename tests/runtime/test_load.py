@@ -186,6 +186,18 @@ def test_it_has_the_bits_of_the_merged_checkpoint(
     assert [record.getMessage() for record in said.records] == []
 
 
+def test_peft_loads_what_path_gives(made: Made, registry: Registry) -> None:
+    registry.add(made.adapter, name="a")
+    options = {"num_labels": len(made.case.labels)} if made.case.labels else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(transformers, made.case.trained).from_pretrained(
+            made.base, dtype=getattr(torch, made.case.dtype), **options
+        )
+        wrapped = peft.PeftModel.from_pretrained(model, registry.path("a")).eval()
+    assert torch.equal(output(wrapped), made.expected)
+
+
 # --- finding the base -------------------------------------------------------------------------
 
 
