@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.opening import adapter_argument, open_registry, ref_argument, short_ref
-from adapterhub.cli.output import json_option, note, plural, quiet_option, short, size
+from adapterhub.cli.output import json_option, note, plural, quiet_option, short, size, when
 
 if TYPE_CHECKING:
     from adapterhub.adapter import Problem
@@ -218,12 +218,25 @@ def _print_version(found: Mapping[str, Any]) -> None:
             "topics": card.get("topics"),
             "metrics": card.get("metrics"),
             "added from": (found["origin"] or {}).get("path"),
-            "versions": len(found["versions"]),
         },
         title=found["name"],
     )
     rows = [(e["path"], size(e["size"]), short(e["sha256"])) for e in manifest["files"]]
     output.print_table(("file", "size", "sha256"), rows, right=("size",))
+    if len(found["versions"]) > 1:
+        output.print_table(("version", "added", "tags"), _versions(found))
+
+
+def _versions(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """The versions of the name, the newest first, with the tags that point at each."""
+    return [
+        (
+            short(version["digest"]),
+            when(version["added"]),
+            sorted(tag for tag, digest in found["tags"].items() if digest == version["digest"]),
+        )
+        for version in reversed(found["versions"])
+    ]
 
 
 @click.command()

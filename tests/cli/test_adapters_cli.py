@@ -131,6 +131,17 @@ def test_show_has_the_manifest_and_where_the_base_lies(run: Run, adapter: Path, 
     assert found["origin"] == {"path": str(adapter)}
 
 
+def test_show_lists_the_versions_of_the_name(run: Run, adapter: Path) -> None:
+    run("add", adapter, "--name", "a", "--tag", "prod")
+    assert "added  " not in run("show", "a").out
+    regkit.save_adapter(adapter, regkit.lora(5))
+    second = run("add", adapter, "--name", "a", "-q").out.partition("@")[2]
+    newest, oldest = run("show", "a:prod").lines[-2:]
+    assert newest.split()[0] == second[:19]
+    assert newest.endswith("latest")
+    assert oldest.endswith("prod")
+
+
 def test_lists_leave_the_readme_out_and_show_has_it(run: Run, adapter: Path) -> None:
     (adapter / "README.md").write_text("---\nlicense: mit\n---\nA long story.\n")
     run("add", adapter, "--name", "a")
