@@ -22,7 +22,7 @@ LEVELS = (
     ("methods", "kernels"),
     ("formats", "store"),
     ("registry",),
-    ("merge", "runtime"),
+    ("merging", "runtime"),
     ("api",),
     ("cli",),
 )
@@ -58,13 +58,13 @@ class Import:
 
 
 def room(module: str) -> str:
-    """`merge/plan.py` → merge, `base.py` → base."""
+    """`merging/plan.py` → merging, `base.py` → base."""
     first = module.split("/")[0].removesuffix(".py")
     return ROOM_OF.get(first, first)
 
 
 def _room_of_import(name: str) -> str:
-    """`adapterhub.merge.plan` → merge; the package itself → api."""
+    """`adapterhub.merging.plan` → merging; the package itself → api."""
     return room([*name.split("."), "__init__"][1])
 
 
@@ -73,7 +73,7 @@ def level(name: str) -> int | None:
 
 
 def imports(source: str, modules: frozenset[str]) -> Iterator[Import]:
-    """Every import; names in full, as far as `modules` (`adapterhub.merge.plan` …) know them."""
+    """Every import; names in full, as far as `modules` (`adapterhub.merging.plan` …) know them."""
     for node, when in _nodes(ast.parse(source), "top"):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -212,15 +212,15 @@ def test_files_and_functions_are_short() -> None:
             "def f():\n    from adapterhub.formats import peft",
             "store imports formats",
         ),
-        ("merge/x.py", "if a:\n    from adapterhub.runtime import b", "merge imports runtime"),
-        ("registry/x.py", "from adapterhub.merge import plan", "registry imports merge"),
+        ("merging/x.py", "if a:\n    from adapterhub.runtime import b", "merging imports runtime"),
+        ("registry/x.py", "from adapterhub.merging import plan", "registry imports merging"),
         ("errors.py", "from adapterhub import digest", "errors imports digest"),
         ("api.py", "from adapterhub.cli import main", "api imports cli"),
-        ("merge/x.py", "from adapterhub import open", "merge imports api"),
-        ("merge/x.py", "from . import plan", ". is a relative import"),
+        ("merging/x.py", "from adapterhub import open", "merging imports api"),
+        ("merging/x.py", "from . import plan", ". is a relative import"),
         ("strange.py", "from adapterhub import errors", "stands on no level"),
-        ("merge/x.py", "def f():\n    import torch", "torch is not met here"),
-        ("merge/x.py", "import click", "click is not met here"),
+        ("merging/x.py", "def f():\n    import torch", "torch is not met here"),
+        ("merging/x.py", "import click", "click is not met here"),
         ("formats/peft.py", "def f():\n    import yaml", "yaml is not met here"),
         ("hub.py", "def f():\n    import requests", "requests is not met here"),
         ("runtime/x.py", "import torch.nn as nn", "torch at the top"),
@@ -239,8 +239,8 @@ def test_the_checker_sees(module: str, source: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("merge/plan.py", "import json, numpy\nfrom adapterhub.registry import fit"),
-        ("merge/plan.py", "from adapterhub.merge.engine import run"),
+        ("merging/plan.py", "import json, numpy\nfrom adapterhub.registry import fit"),
+        ("merging/plan.py", "from adapterhub.merging.engine import run"),
         ("runtime/x.py", "def f():\n    import torch"),
         ("api.py", "if typing.TYPE_CHECKING:\n    import torch"),
         ("formats/pickles.py", "async def f():\n    from torch import nn"),

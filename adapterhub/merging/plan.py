@@ -8,9 +8,9 @@ from pathlib import Path
 from adapterhub.base import Base, fingerprints
 from adapterhub.errors import BaseMismatch, InvalidOption
 from adapterhub.kernels.floatmode import default_float_mode
-from adapterhub.merge import companions
-from adapterhub.merge.draft import Draft, refuse_packed
-from adapterhub.merge.work import Fate, MergePlan, Options, Source, Term, Work
+from adapterhub.merging import companions
+from adapterhub.merging.draft import Draft, refuse_packed
+from adapterhub.merging.work import Fate, MergePlan, Options, Source, Term, Work
 from adapterhub.methods import Meaning, method
 from adapterhub.registry.fit import Naming, mismatches, refuse, target_class
 from adapterhub.tensorfile import FileTensor, ShardLayout, Spec, lay_out, plan_shards

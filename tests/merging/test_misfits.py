@@ -29,7 +29,7 @@ from building import (
 )
 
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
-from adapterhub.merge import Options
+from adapterhub.merging import Options
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from building import (
     whole,
 )
 
-from adapterhub import merge
+from adapterhub import merging as merge
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
 from adapterhub.tensorfile import FileTensor
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from adapterhub import kernels
 from adapterhub.base import LeafCache
 from adapterhub.errors import BaseMismatch
-from adapterhub.merge import engine
-from adapterhub.merge import report as reports
-from adapterhub.merge.engine import Written
-from adapterhub.merge.output import check_output
-from adapterhub.merge.plan import MergePlan, Options, Source, plan
-from adapterhub.merge.report import MergeReport
-from adapterhub.merge.verify import differences, read_report
+from adapterhub.merging import engine
+from adapterhub.merging import report as reports
+from adapterhub.merging.engine import Written
+from adapterhub.merging.output import check_output
+from adapterhub.merging.plan import MergePlan, Options, Source, plan
+from adapterhub.merging.report import MergeReport
+from adapterhub.merging.verify import differences, read_report
 
 __all__ = [
     "MergePlan",

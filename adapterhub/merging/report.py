@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import digest
-from adapterhub.merge.engine import Written
-from adapterhub.merge.work import MergePlan, Source
+from adapterhub.merging.engine import Written
+from adapterhub.merging.work import MergePlan, Source
 
 
 @dataclass(frozen=True)

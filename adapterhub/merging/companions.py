@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub.base import TOKENIZER_FILES, Base
 from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch
-from adapterhub.merge.work import Work
+from adapterhub.merging.work import Work
 from adapterhub.registry.fit import LABELLED, Naming
 
 # Small files of a checkpoint that say something about the model, not about its training.

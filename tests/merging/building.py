@@ -10,10 +10,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from adapterhub import formats, merge
+from adapterhub import formats
+from adapterhub import merging as merge
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base, open_base
-from adapterhub.merge import MergePlan, MergeReport, Options, Source
+from adapterhub.merging import MergePlan, MergeReport, Options, Source
 from adapterhub.tensorfile import ArrayTensor, index_json, lay_out, write_file
 from adapterhub.tensorfile import Spec as TensorSpec
 

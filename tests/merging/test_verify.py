@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from building import HIDDEN, LLAMA, arrays_of, llama, opened, pair, save_adapter, save_base, source
 
-from adapterhub import merge
+from adapterhub import merging as merge
 from adapterhub.errors import NotFound, SchemaError
 from adapterhub.tensorfile import ArrayTensor, write_file
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from adapterhub.base import Base
 from adapterhub.errors import NotMergeable
-from adapterhub.merge.work import OUTPUT_DTYPES, Fate, Options, Source, Term, Work
+from adapterhub.merging.work import OUTPUT_DTYPES, Fate, Options, Source, Term, Work
 from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement
 from adapterhub.registry.fit import Naming
 from adapterhub.tensorfile import Tensor

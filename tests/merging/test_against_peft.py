@@ -12,8 +12,8 @@ import pytest
 from building import opened, read_adapter
 from peft_models import EOS, MODELS, WIDER, Model
 
-from adapterhub import merge
-from adapterhub.merge import Options, Source
+from adapterhub import merging as merge
+from adapterhub.merging import Options, Source
 from adapterhub.methods import LowRank, method
 
 torch = pytest.importorskip("torch")

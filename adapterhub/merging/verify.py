@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub import digest, schema, strictjson
 from adapterhub.base import TOKENIZER_FILES
 from adapterhub.errors import AdapterHubError, NotFound
-from adapterhub.merge import companions
+from adapterhub.merging import companions
 from adapterhub.tensorfile import Checkpoint, open_checkpoint, tensor_digests
 
 Progress = Callable[[int], None]

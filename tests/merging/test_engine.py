@@ -35,7 +35,8 @@ from building import (
     whole,
 )
 
-from adapterhub import merge, schema
+from adapterhub import merging as merge
+from adapterhub import schema
 from adapterhub.base import LeafCache
 from adapterhub.errors import (
     BaseMismatch,
@@ -44,7 +45,7 @@ from adapterhub.errors import (
     NotMergeable,
     OutputError,
 )
-from adapterhub.merge import output
+from adapterhub.merging import output
 
 # --- what comes out ---------------------------------------------------------------------------
 
@@ -421,7 +422,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from building import opened, source
-from adapterhub import merge
+from adapterhub import merging as merge
 plan = merge.plan(opened(Path(sys.argv[2])), [source(Path(sys.argv[3]))])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 merge.run(plan, Path(sys.argv[4]))

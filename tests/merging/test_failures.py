@@ -22,11 +22,11 @@ from building import (
     source,
 )
 
-from adapterhub import merge
+from adapterhub import merging as merge
 from adapterhub.errors import (
     OutputError,
 )
-from adapterhub.merge import output
+from adapterhub.merging import output
 
 # --- a disk that fills up ---------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from building import opened, source
-from adapterhub import merge
+from adapterhub import merging as merge
 plan = merge.plan(opened(Path(sys.argv[2])), [source(Path(sys.argv[3]))])
 original = {(os, "fsync"), (os, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir")}
 original = {key: getattr(*key) for key in original if hasattr(*key)}

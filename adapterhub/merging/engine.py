@@ -27,8 +27,8 @@ from adapterhub.errors import (
     NotMergeable,
 )
 from adapterhub.kernels.operands import check_finite
-from adapterhub.merge.output import partial_directory, publish, sync, write
-from adapterhub.merge.work import MergePlan, Term, Work
+from adapterhub.merging.output import partial_directory, publish, sync, write
+from adapterhub.merging.work import MergePlan, Term, Work
 from adapterhub.tensorfile import DTYPES, ArrayTensor, ShardLayout, Tensor, index_json
 
 Progress = Callable[[int], None]
