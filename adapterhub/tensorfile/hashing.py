@@ -23,9 +23,10 @@ from adapterhub.tensorfile.reading import buffer, fill, open_regular
 from adapterhub.tensorfile.tensors import FileTensor
 
 # Small enough to stay in cache, large enough that threads seldom meet at the interpreter's lock.
-_READ_BYTES = 1024 * 1024
+_READ_BYTES = 2 * 1024 * 1024
+_PAGE = 4096
 # What a job costs by itself disappears beside the time it takes to hash so much.
-_JOB_BYTES = 16 * 1024 * 1024
+_JOB_BYTES = 32 * 1024 * 1024
 _JOB_CHUNKS = 2048
 
 
@@ -78,14 +79,22 @@ class _Job:
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.buffer = buffer(_READ_BYTES).data
+        self.buffer = buffer(_READ_BYTES + _PAGE).data
+
+    def place(self, offset: int, length: int) -> memoryview:
+        """Room for bytes that lie at `offset` of a file, at the same place within a page.
+
+        Where source and destination disagree on that, the kernel copies at half the speed.
+        """
+        start = offset % _PAGE
+        return self.buffer[start : start + length]
 
 
 _scratch = _Scratch()
 
 
 def _jobs(tensors: Mapping[str, FileTensor], threads: int) -> Iterator[_Job]:
-    """All chunks, up to 16 MiB at a time; less where that would leave threads without work."""
+    """All chunks, up to 32 MiB at a time; less where that would leave threads without work."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     target = max(_READ_BYTES, min(_JOB_BYTES, total // (8 * threads)))
     chunks: list[_Chunk] = []
@@ -119,7 +128,7 @@ def _in_order(
 
 def _hash_job(job: _Job) -> list[bytes]:
     """sha256 of each chunk; small ones are cut from the buffer, as many as it holds."""
-    scratch = _scratch.buffer
+    scratch = memoryview(b"")
     end = job.chunks[-1].offset + job.chunks[-1].length
     start = stop = 0
     found = []
@@ -131,17 +140,17 @@ def _hash_job(job: _Job) -> list[bytes]:
                 continue
             if offset < start or offset + length > stop:
                 start, stop = offset, min(offset + _READ_BYTES, end)
-                fill(fd, scratch[: stop - start], start, job.path)
+                scratch = _scratch.place(start, stop - start)
+                fill(fd, scratch, start, job.path)
             piece = scratch[offset - start : offset - start + length]
             found.append(hashlib.sha256(piece).digest())
     return found
 
 
 def _hash_large(fd: int, offset: int, length: int, path: Path) -> bytes:
-    scratch = _scratch.buffer
     hasher = hashlib.sha256()
     for done in range(0, length, _READ_BYTES):
-        piece = scratch[: min(_READ_BYTES, length - done)]
+        piece = _scratch.place(offset + done, min(_READ_BYTES, length - done))
         fill(fd, piece, offset + done, path)
         hasher.update(piece)
     return hasher.digest()
