@@ -102,6 +102,9 @@ def _create(home: Home) -> None:
     for tree in (home.blobs, home.manifests):
         files.mkdir(tree)
         files.fsync_path(tree.parent)
+    for number in range(256):  # a blob's are made when needed
+        files.mkdir(home.manifests / f"{number:02x}")
+    files.fsync_path(home.manifests)
     for name in ("refs", "locks", "tmp", "bases", "cache"):
         files.mkdir(home.root / name)
     if not home.intents.exists():

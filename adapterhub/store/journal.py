@@ -2,15 +2,15 @@
 
     commit lock → settle what the last writer left → read states, decide →
     intent record, fsync          from here on the change is made
-    ref log                       no fsync: the record can repeat it
-    index rows                    a cache
+    ref log, fsync                (and its folder, where the log is new)
+    index rows                    a cache, and the sign that the log was flushed
 
 One writer at a time, of whatever name: a change takes milliseconds, SQLite and the intents file
 would line writers up anyway, and so at most the last record can be unfinished while processes
 die. After a power failure more may be missing from the ref logs, so opening settles all records.
 
-Records stay in intents.jsonl until there are `COMPACT` of them. Then the ref logs that they touched
-are flushed, the index is flushed, and the file is emptied.
+Records stay in intents.jsonl until there are `COMPACT` of them. Then the index is flushed, which is
+one fsync, and the file is emptied. So no change costs more than six, that of its manifest included.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Journal:
             if change.events:
                 lines = refs.encode(change.events)
                 record = Record(change.events[0].id, change.name, change.source, lines)
-                self._make(record, end)
+                made_folder = self._make(record, end)
                 self._refresh([record])
-                if len(records) + 1 >= COMPACT:
+                if len(records) + 1 >= COMPACT and not made_folder:
                     self._compact([*records, record])
         return change
 
@@ -118,11 +118,11 @@ class Journal:
         found, ends = refs.records_of(data, path)
         return [_record(each, path) for each in found], ends[-1] if ends else 0
 
-    def _make(self, record: Record, end: int) -> None:
+    def _make(self, record: Record, end: int) -> bool:
+        """Whether a namespace's folder had to be made for it."""
         fields = {"id": record.id, "name": record.name, "source": record.source}
         line = refs.json_line({**fields, "lines": record.lines.decode()})
-        if record.name.count("/"):
-            files.mkdir(refs.log_path(self._home.refs, record.name).parent)
+        made_folder = self._make_folder(refs.log_path(self._home.refs, record.name))
         files.append(self._home.intents, end, line, sync=True)
         try:
             self._apply(record)
@@ -132,19 +132,34 @@ class Journal:
                 raise
             self._note(f"{record.name} is changed; its log is not flushed yet: {error}")
             self._clean_up(record)
+        return made_folder
+
+    def _make_folder(self, path: Path) -> bool:
+        """The folder of a log; whether it had to be made."""
+        if not files.mkdir(path.parent):
+            return False
+        files.fsync_path(path.parent.parent)
+        return True
 
     def _apply(self, record: Record) -> None:
         path = refs.log_path(self._home.refs, record.name)
-        files.mkdir(path.parent)
+        self._make_folder(path)
         if record.source is None:
-            files.append(path, self.log(record.name).end, record.lines, sync=False)
+            is_new = not path.exists()
+            files.append(path, self.log(record.name).end, record.lines, sync=True)
+            if is_new:
+                files.fsync_path(path.parent)
             return
         source = refs.log_path(self._home.refs, record.source)
         data = source.read_bytes()[: self.log(record.source).end]
         with files.temporary(self._home.tmp) as (fd, temporary):
             files.write_all(fd, data + record.lines, temporary)
             files.publish(fd, temporary, path, 0o644)
-        files.unlink(source)
+        self._unlink(source)
+
+    def _unlink(self, path: Path) -> None:
+        files.unlink(path)
+        files.fsync_path(path.parent)
 
     # --- what was left over
 
@@ -154,10 +169,19 @@ class Journal:
             try:
                 if not self._is_done(record, records[position + 1 :]):
                     self._redo(record)
+                elif self._behind([record]):
+                    self._flush(record)
                 self._clean_up(record)
             except AdapterHubError as error:
                 self._note(f"a change of {record.name} could not be settled: {error.message}")
         self._refresh(records)
+
+    def _flush(self, record: Record) -> None:
+        """Its writer may have died between writing the log and flushing it."""
+        for name in record.touched:
+            path = refs.log_path(self._home.refs, name)
+            files.fsync_path(path)
+            files.fsync_path(path.parent)
 
     def _is_in(self, event_id: str, name: str) -> bool:
         return any(event.id == event_id for event in self.log(name).events)
@@ -191,7 +215,7 @@ class Journal:
         old, new = self.log(record.source).events, self.log(record.name).events
         same = bool(old) and old[0].id == new[0].id
         if same and not any(event.id == record.id for event in old):
-            files.unlink(refs.log_path(self._home.refs, record.source))
+            self._unlink(refs.log_path(self._home.refs, record.source))
 
     # --- the index
 
@@ -217,12 +241,8 @@ class Journal:
         except (sqlite3.Error, AdapterHubError) as error:
             self._note(f"intents.jsonl is not emptied yet: {error}")
             return
-        paths = {refs.log_path(self._home.refs, n) for record in records for n in record.touched}
-        for path in sorted(paths):
-            files.fsync_path(path)
-        for folder in sorted({path.parent for path in paths} | {self._home.refs}):
-            files.fsync_path(folder)
-        files.cut(self._home.intents, 0, sync=True)
+        # Not flushed: the next record is, and until then the old ones only say what is so.
+        files.cut(self._home.intents, 0, sync=False)
 
 
 def _last(log: Log) -> str | None:
