@@ -10,11 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from adapterhub.tensorfile import ArrayTensor, write_file
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The same examples in every run, and no deadlines: machines are shared, and a test either holds
+# or it does not. To look further: pytest --hypothesis-profile=search
+settings.register_profile("default", derandomize=True, deadline=None, database=None)
+settings.register_profile("search", derandomize=False, deadline=None, max_examples=2000)
+settings.load_profile("default")
 
 REPO = Path(__file__).resolve().parent.parent
 
