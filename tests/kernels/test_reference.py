@@ -180,9 +180,14 @@ def test_factors_apply_in_the_order_given() -> None:
     assert kernels.merge_low_rank(weight, [big, minus, small]).item() == 1
 
 
-def test_arithmetic_is_named() -> None:
-    assert kernels.name == "numpy reference"
-    assert kernels.describe() == {"kernel": "numpy-reference", "exact": True}
+def test_arithmetic_is_named(path: str) -> None:
+    if path == "numpy":
+        assert kernels.name == "numpy reference"
+        note = "ADAPTERHUB_KERNEL=numpy"
+        assert kernels.describe() == {"kernel": "numpy-reference", "exact": True, "note": note}
+    else:
+        assert kernels.name == f"C ({path})"
+        assert kernels.describe() == {"kernel": f"c-{path}", "exact": True}
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16])
