@@ -10,7 +10,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 /* Factors of one group of panels, in bytes: with the tile, at home in the second-level cache. */
-enum { GROUP_BYTES = 128 * 1024 };
+enum { GROUP_BYTES = 64 * 1024 };
 
 typedef int (*RowKernel)(const void *in, void *out, const float *t, float scale, int32_t limit,
                          float *seen);
@@ -44,12 +44,13 @@ INLINE void rows_of_tile(const Work *work, int64_t block, int64_t panel, int64_t
     if (*top < *end && (*end - 1) * columns + left >= work->last) --*end;
 }
 
-/* Elements begin … end-1 of `seen` hold a result that is not finite. */
-__attribute__((cold, noinline)) static void note(const Work *work, int64_t element, int64_t count,
-                                                 const float *seen) {
+/* Look for what is not finite in `count` results from `element` on; 1 if there was any. */
+__attribute__((cold, noinline)) static int note(const Work *work, int64_t element, int64_t count,
+                                                const float *seen) {
     const Plan *plan = work->plan;
     const char *source = work->source + (element - work->first) * SIZE[plan->in];
     Fault *fault = work->fault;
+    int found = 0;
     for (int64_t i = 0; i < count; i++) {
         int32_t weight = (int32_t)(bits_of(load_any(plan->in, source, i)) & 0x7FFFFFFF);
         int32_t result = (int32_t)(bits_of(seen[i]) & 0x7FFFFFFF);
@@ -57,7 +58,11 @@ __attribute__((cold, noinline)) static void note(const Work *work, int64_t eleme
             fault->weight = smaller(fault->weight, element + i);
         else if (result > LIMIT[plan->out])
             fault->result = smaller(fault->result, element + i);
+        else
+            continue;
+        found = 1;
     }
+    return found;
 }
 
 /* One term on one row of a tile: from the source or the sum so far, to the target or the sum.
@@ -84,9 +89,12 @@ INLINE void do_row(const Row *row, RowKernel kernel, float scale, int is_first, 
     }
     if (is_cut && is_last) to = whole;
     int32_t limit = is_last ? LIMIT[plan->out] : INT32_MAX;
-    if (__builtin_expect(kernel(from, to, row->t, scale, limit, seen), 0))
-        note(work, begin, end - begin, seen + skip);
-    else if (is_cut && is_last)
+    if (__builtin_expect(kernel(from, to, row->t, scale, limit, seen), 0)) {
+        if (note(work, begin, end - begin, seen + skip)) return;
+        /* It was beside the range, where a cut row computes too, on zeros for weights. */
+        kernel(from, to, row->t, scale, INT32_MAX, seen);
+    }
+    if (is_cut && is_last)
         memcpy(target, whole + skip * out, (size_t)((end - begin) * out));
 }
 
@@ -97,10 +105,11 @@ INLINE void do_row(const Row *row, RowKernel kernel, float scale, int is_first, 
 #endif
 
 typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
 #define NAME(x) portable_##x
 #define TARGET
 #define V Float4
-#define MARK int32_t
+#define BITS Int4
 #define LANES 4
 #define WIDTH 16
 
@@ -130,13 +139,14 @@ INLINE V NAME(fma)(V a, V b, V c) {
     }
 LANEWISE(f32) LANEWISE(f16) LANEWISE(bf16)
 #undef LANEWISE
-INLINE MARK NAME(unmarked)(void) { return 0; }
-INLINE MARK NAME(mark)(MARK over, V v, int32_t limit) {
-    for (int lane = 0; lane < LANES; lane++)
-        over |= (int32_t)(bits_of(v[lane]) & 0x7FFFFFFF) > limit;
-    return over;
+INLINE BITS NAME(none)(void) { return (BITS){0, 0, 0, 0}; }
+INLINE BITS NAME(largest)(BITS size, V v) {
+    BITS bits = (BITS)v & 0x7FFFFFFF, more = bits > size;
+    return (bits & more) | (size & ~more);
 }
-INLINE int NAME(any)(MARK over) { return over; }
+INLINE int NAME(exceeds)(BITS size, int32_t limit) {
+    return (size[0] > limit) | (size[1] > limit) | (size[2] > limit) | (size[3] > limit);
+}
 
 #include "merge_body.h"
 
@@ -148,7 +158,7 @@ INLINE int NAME(any)(MARK over) { return over; }
 #define NAME(x) avx2_##x
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define V __m256
-#define MARK __m256i
+#define BITS __m256i
 #define LANES 8
 #define WIDTH 16
 
@@ -182,12 +192,14 @@ INLINE TARGET V NAME(load_f16)(const void *p, int i) { return _mm256_cvtph_ps(NA
 INLINE TARGET void NAME(store_f16)(void *p, int i, V v) {
     NAME(store_16)(p, i, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-INLINE TARGET MARK NAME(unmarked)(void) { return _mm256_setzero_si256(); }
-INLINE TARGET MARK NAME(mark)(MARK over, V v, int32_t limit) {
-    __m256i size = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7FFFFFFF));
-    return _mm256_or_si256(over, _mm256_cmpgt_epi32(size, _mm256_set1_epi32(limit)));
+INLINE TARGET BITS NAME(none)(void) { return _mm256_setzero_si256(); }
+INLINE TARGET BITS NAME(largest)(BITS size, V v) {
+    __m256i bits = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7FFFFFFF));
+    return _mm256_max_epi32(size, bits);
 }
-INLINE TARGET int NAME(any)(MARK over) { return !_mm256_testz_si256(over, over); }
+INLINE TARGET int NAME(exceeds)(BITS size, int32_t limit) {
+    return _mm256_movemask_epi8(_mm256_cmpgt_epi32(size, _mm256_set1_epi32(limit)));
+}
 
 #include "merge_body.h"
 
@@ -203,7 +215,7 @@ INLINE TARGET int NAME(any)(MARK over) { return !_mm256_testz_si256(over, over);
 #define NAME(x) avx512_##x
 #define TARGET TARGET_AVX512
 #define V __m512
-#define MARK __mmask16
+#define BITS __m512i
 #define LANES 16
 #define WIDTH 64
 
@@ -235,12 +247,14 @@ INLINE TARGET V NAME(load_f16)(const void *p, int i) { return _mm512_cvtph_ps(NA
 INLINE TARGET void NAME(store_f16)(void *p, int i, V v) {
     NAME(store_16)(p, i, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-INLINE TARGET MARK NAME(unmarked)(void) { return 0; }
-INLINE TARGET MARK NAME(mark)(MARK over, V v, int32_t limit) {
-    __m512i size = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
-    return (MARK)(over | _mm512_cmpgt_epi32_mask(size, _mm512_set1_epi32(limit)));
+INLINE TARGET BITS NAME(none)(void) { return _mm512_setzero_si512(); }
+INLINE TARGET BITS NAME(largest)(BITS size, V v) {
+    __m512i bits = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
+    return _mm512_max_epi32(size, bits);
 }
-INLINE TARGET int NAME(any)(MARK over) { return over != 0; }
+INLINE TARGET int NAME(exceeds)(BITS size, int32_t limit) {
+    return _mm512_cmpgt_epi32_mask(size, _mm512_set1_epi32(limit)) != 0;
+}
 
 #include "merge_body.h"
 #endif

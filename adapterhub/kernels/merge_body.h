@@ -1,10 +1,10 @@
 /* The kernel itself, compiled once for each path.
  *
  * The including file defines NAME(x) and TARGET; LANES, the floats in a vector; WIDTH, the columns
- * that the inner loop keeps in registers beside BLOCK rows; the types V and MARK; and on them
+ * that the inner loop keeps in registers beside BLOCK rows; the types V and BITS; and on them
  *     zero splat load store fma            as one expects
  *     load_DTYPE store_DTYPE(p, i, …)      LANES elements from element i, unaligned
- *     mark(m, v, limit), any(m)            was there a v whose bits without sign exceed limit?
+ *     largest(m, v), exceeds(m, limit)     the largest bits without sign, per lane; any > limit?
  *
  * Each output is one chain of fma over k in ascending order, as the contract demands: k is not
  * split, and what is blocked are rows and columns, which cannot change a bit.
@@ -50,13 +50,14 @@ TARGET static void NAME(panel)(int rows, const float *row, const float *column, 
     TARGET static int NAME(row_##IN##_##OUT)(const void *in, void *out, const float *t,          \
                                              float scale, int32_t limit, float *seen) {          \
         V acc[PANEL / LANES], c = NAME(splat)(scale);                                            \
-        MARK over = NAME(unmarked)();                                                            \
+        BITS size = NAME(none)();                                                                \
         _Pragma("GCC unroll 16") for (int v = 0; v < PANEL / LANES; v++) {                       \
             acc[v] = NAME(fma)(c, NAME(load)(t + v * LANES), NAME(load_##IN)(in, v * LANES));    \
-            over = NAME(mark)(over, acc[v], limit);                                              \
+            size = NAME(largest)(size, acc[v]);                                                  \
         }                                                                                        \
-        if (__builtin_expect(NAME(any)(over), 0)) {                                              \
-            for (int v = 0; v < PANEL / LANES; v++) NAME(store)(seen + v * LANES, acc[v]);       \
+        if (__builtin_expect(NAME(exceeds)(size, limit), 0)) {                                   \
+            _Pragma("GCC unroll 16") for (int v = 0; v < PANEL / LANES; v++)                     \
+                NAME(store)(seen + v * LANES, acc[v]);                                           \
             return 1;                                                                            \
         }                                                                                        \
         _Pragma("GCC unroll 16") for (int v = 0; v < PANEL / LANES; v++)                         \
@@ -111,4 +112,4 @@ TARGET static void NAME(run)(const Work *work) {
 #undef LANES
 #undef WIDTH
 #undef V
-#undef MARK
+#undef BITS

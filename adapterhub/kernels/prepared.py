@@ -110,7 +110,8 @@ def prepare(
     """`W + Σ scale · b @ a` by the formula of DESIGN §4, on a weight of `shape` (out, in).
 
     `transposed`: the bytes are those of (in, out) in C order, as Conv1D and Embedding store them.
-    Without factors the weight is only rounded to `out_dtype` (default: `in_dtype`).
+    Without factors the weight is only rounded to `out_dtype` (default: `in_dtype`). The arrays of
+    the factors must not change afterwards: they may be kept instead of copied.
     Raises NonFinite for factors, ValueError and TypeError for what does not fit.
     """
     dtypes = _dtypes(in_dtype, out_dtype)

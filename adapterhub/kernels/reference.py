@@ -190,14 +190,13 @@ def round_to(acc: NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
 
 
 def _rounded(acc: NDArray[np.float32], dtype: np.dtype[Any], place: tuple[slice, ...]) -> Array:
-    # An intermediate inf cannot turn finite again, so what is seen here is all there is.
-    index = first_nonfinite(acc)
-    if index is None:
-        rounded = _to_bfloat16(acc) if dtype == BFLOAT16 else acc.astype(dtype)
-        index = first_nonfinite(rounded)
-        if index is None:
-            return rounded
-    raise NonFinite("result", shifted(index, place))
+    # An intermediate inf cannot turn finite again, so what is seen here is all there is. Both are
+    # looked at: rounding to bfloat16 may carry a NaN over to zero.
+    rounded = _to_bfloat16(acc) if dtype == BFLOAT16 else acc.astype(dtype)
+    bad = [i for i in (first_nonfinite(acc), first_nonfinite(rounded)) if i is not None]
+    if bad:
+        raise NonFinite("result", shifted(min(bad), place))
+    return rounded
 
 
 def _to_bfloat16(acc: NDArray[np.float32]) -> Array:
