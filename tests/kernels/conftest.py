@@ -33,7 +33,7 @@ def emulated() -> Path | None:
         return None
     target = Path(folder().name, "emulated.so")
     try:
-        return build.build(target, ["-Wno-psabi", "-include", str(EMULATION)])
+        return build.build(target, ["-O1", "-Wno-psabi", "-include", str(EMULATION)])
     except build.BuildError:
         return None
 
