@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+
+# A share of a stored matrix, in the order of its bytes: (scale, R, C) with R (rows, rank) and
+# C (rank, columns), or (scale, None, t) with t (columns,), the share of its single row.
+StoredTerm = tuple[np.float32, NDArray[np.float32] | None, NDArray[np.float32]]
+Place = tuple[Literal["weight", "result"], int]  # what is not finite, and its flat stored index
 
 # Elements worked on at once. The float64 scratch of one tile is about 6 MB: numpy's cost per call
 # weighs little, and the tile stays in a last-level cache.
@@ -66,34 +71,30 @@ class Factor:
             )
 
 
-def check_low_rank(weight: Array, factors: Sequence[Factor]) -> None:
-    """Refuse what the formula does not cover. Raises TypeError, ValueError, NonFinite."""
-    check_dtype(weight.dtype)
-    if weight.ndim != 2:
-        raise ValueError(f"weight must be (out, in), got {weight.shape}")
+def check_factors(shape: tuple[int, ...], factors: Sequence[Factor]) -> None:
+    """Refuse what does not fit a weight of `shape`. Raises ValueError, NonFinite."""
+    if len(shape) != 2:
+        raise ValueError(f"weight must be (out, in), got {shape}")
     for number, factor in enumerate(factors):
         delta = (factor.b.shape[0], factor.a.shape[1])
-        if delta != weight.shape:
-            raise ValueError(f"weight is {weight.shape}, factor {number} is for {delta}")
+        if delta != shape:
+            raise ValueError(f"weight is {shape}, factor {number} is for {delta}")
         check_scale(factor.scale, number)
         check_finite(factor.a, "a", number)
         check_finite(factor.b, "b", number)
-    check_finite(weight, "weight")
 
 
-def check_scaled(weight: Array, terms: Sequence[tuple[np.float32, Array]]) -> None:
-    """The same for `add_scaled`."""
-    check_dtype(weight.dtype)
-    if weight.ndim != 1:
-        raise ValueError(f"weight must be (n,), got {weight.shape}")
+def check_terms(shape: tuple[int, ...], terms: Sequence[tuple[np.float32, Array]]) -> None:
+    """The same for the terms of `add_scaled`; TypeError too."""
+    if len(shape) != 1:
+        raise ValueError(f"weight must be (n,), got {shape}")
     for number, (scale, bias) in enumerate(terms):
         if bias.dtype != np.float32 or not isinstance(scale, np.float32):
             raise TypeError(f"term {number} must be a float32 scale and a float32 array")
-        if bias.shape != weight.shape:
-            raise ValueError(f"weight is {weight.shape}, term {number} is {bias.shape}")
+        if bias.shape != shape:
+            raise ValueError(f"weight is {shape}, term {number} is {bias.shape}")
         check_scale(scale, number)
         check_finite(bias, "bias", number)
-    check_finite(weight, "weight")
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:

@@ -4,23 +4,27 @@
     acc = fp32(W[i,j]);  for a in order:  acc = fma(c_a, t_a, acc)           in fp32
     out = round_to_nearest_even(acc → dtype)
 
-Callers go through `adapterhub.kernels`, which checks the operands and sets the float mode.
+Callers go through `adapterhub.kernels`, which checks the operands; `ReferenceWork` and that
+module's functions set the float mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.kernels.operands import (
     BFLOAT16,
     TILE,
     Array,
     Factor,
     NonFinite,
+    Place,
+    StoredTerm,
     check_dtype,
     first_nonfinite,
     shifted,
@@ -135,9 +139,9 @@ class _Accumulator:
         np.copyto(state, narrow)
 
 
-def merge_low_rank(weight: Array, factors: Sequence[Factor]) -> Array:
-    """(out, in) in, a fresh C-order (out, in) of the same dtype out. Raises NonFinite("result")."""
-    merged = np.empty(weight.shape, weight.dtype)
+def merge_low_rank(weight: Array, factors: Sequence[Factor], dtype: np.dtype[Any]) -> Array:
+    """(out, in) in, a fresh C-order (out, in) of `dtype` out. Raises NonFinite("result")."""
+    merged = np.empty(weight.shape, dtype)
     accumulator = _Accumulator(min(TILE, weight.size))
     with np.errstate(all="ignore"):
         for place in tiles(weight.shape):
@@ -145,20 +149,22 @@ def merge_low_rank(weight: Array, factors: Sequence[Factor]) -> Array:
             accumulator.load(weight[place])
             for factor in factors:
                 accumulator.add_low_rank(factor.a[:, columns], factor.b[rows], factor.scale)
-            merged[place] = _rounded(accumulator.result(), weight.dtype, place)
+            merged[place] = _rounded(accumulator.result(), dtype, place)
     return merged
 
 
-def add_scaled(weight: Array, terms: Sequence[tuple[np.float32, NDArray[np.float32]]]) -> Array:
+def add_scaled(
+    weight: Array, terms: Sequence[tuple[np.float32, NDArray[np.float32]]], dtype: np.dtype[Any]
+) -> Array:
     """acc = fma(c, bias, acc) over `terms`, on (n,). Raises NonFinite("result")."""
-    summed = np.empty(weight.shape, weight.dtype)
+    summed = np.empty(weight.shape, dtype)
     accumulator = _Accumulator(min(TILE, weight.size))
     with np.errstate(all="ignore"):
         for place in tiles(weight.shape):
             accumulator.load(weight[place])
             for scale, bias in terms:
                 accumulator.add_scaled(scale, bias[place])
-            summed[place] = _rounded(accumulator.result(), weight.dtype, place)
+            summed[place] = _rounded(accumulator.result(), dtype, place)
     return summed
 
 
@@ -184,14 +190,13 @@ def round_to(acc: NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
 
 
 def _rounded(acc: NDArray[np.float32], dtype: np.dtype[Any], place: tuple[slice, ...]) -> Array:
-    # An intermediate inf cannot turn finite again, so what is seen here is all there is.
-    index = first_nonfinite(acc)
-    if index is None:
-        rounded = _to_bfloat16(acc) if dtype == BFLOAT16 else acc.astype(dtype)
-        index = first_nonfinite(rounded)
-        if index is None:
-            return rounded
-    raise NonFinite("result", shifted(index, place))
+    # An intermediate inf cannot turn finite again, so what is seen here is all there is. Both are
+    # looked at: rounding to bfloat16 may carry a NaN over to zero.
+    rounded = _to_bfloat16(acc) if dtype == BFLOAT16 else acc.astype(dtype)
+    bad = [i for i in (first_nonfinite(acc), first_nonfinite(rounded)) if i is not None]
+    if bad:
+        raise NonFinite("result", shifted(min(bad), place))
+    return rounded
 
 
 def _to_bfloat16(acc: NDArray[np.float32]) -> Array:
@@ -200,3 +205,58 @@ def _to_bfloat16(acc: NDArray[np.float32]) -> Array:
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     kept = (bits + odd + np.uint32(0x7FFF)) >> np.uint32(16)
     return kept.astype(np.uint16).view(BFLOAT16)
+
+
+class ReferenceWork:
+    """What `compiled.CompiledWork` is, in numpy: the same arguments, results and faults."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtypes: tuple[np.dtype[Any], np.dtype[Any]],
+        terms: Sequence[StoredTerm],
+    ) -> None:
+        self._columns, self._dtype = shape[1], dtypes[1]
+        self._factors = [Factor(c, r, scale) for scale, r, c in terms if r is not None]
+        self._vectors = [(scale, t) for scale, r, t in terms if r is None]
+
+    def run(self, source: Array, target: Array, first: int) -> Place | None:
+        """1-D arrays of equal length; what is wrong first, if anything is."""
+        with default_float_mode():
+            bad = first_nonfinite(source)
+            if bad is not None:
+                return "weight", first + bad[0]
+            done = 0
+            for rows, columns in rectangles(first, source.size, self._columns):
+                size = (rows.stop - rows.start) * (columns.stop - columns.start)
+                piece = slice(done, done + size)
+                try:
+                    target[piece] = self._merged(source[piece], rows, columns)
+                except NonFinite as error:
+                    return "result", first + done + error.index[0]
+                done += size
+        return None
+
+    def _merged(self, weight: Array, rows: slice, columns: slice) -> Array:
+        """One rectangle, flat. Raises NonFinite with the flat index inside it."""
+        if self._vectors:
+            terms = [(scale, t[columns]) for scale, t in self._vectors]
+            return add_scaled(weight, terms, self._dtype)
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        factors = [Factor(f.a[:, columns], f.b[rows], f.scale) for f in self._factors]
+        try:
+            return merge_low_rank(weight.reshape(shape), factors, self._dtype).reshape(-1)
+        except NonFinite as error:
+            flat = int(np.ravel_multi_index(error.index, shape))
+            raise NonFinite("result", (flat,)) from None
+
+
+def rectangles(first: int, count: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Elements `first` … `first + count - 1` of a matrix: a cut row, whole rows, a cut row."""
+    last = first + count
+    while first < last:
+        row, column = divmod(first, columns)
+        whole = 0 if column else (last - first) // columns
+        stop = columns if whole else min(columns, column + last - first)
+        yield slice(row, row + max(1, whole)), slice(column, stop)
+        first += max(1, whole) * (stop - column)

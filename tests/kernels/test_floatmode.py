@@ -15,7 +15,7 @@ import pytest
 from cases import Case, cases
 
 from adapterhub.errors import NotSupported
-from adapterhub.kernels import floatmode, merge_low_rank
+from adapterhub.kernels import floatmode, library, merge_low_rank
 
 LIBM = ctypes.CDLL(ctypes.util.find_library("m"))
 X86 = {"down": 0x400, "up": 0x800, "zero": 0xC00}
@@ -25,8 +25,11 @@ DIRECTIONS = ARM if platform.machine() in ("aarch64", "arm64") else X86
 # Prints whether the thread flushes subnormals before and after, and the digest of the merges.
 UNDER_TORCH = """
 import hashlib, sys
+from pathlib import Path
 import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
+from adapterhub.kernels import library
+library.LIBRARY = Path(sys.argv[2])
 from cases import cases
 from adapterhub.kernels import merge_low_rank
 def flushes():
@@ -57,7 +60,8 @@ def merges(ready: list[Case]) -> list[bytes]:
 
 def test_flush_of_subnormals_elsewhere_does_not_leak_in() -> None:
     want = hashlib.sha256(b"".join(merges(list(cases())))).hexdigest()
-    command = [sys.executable, "-c", UNDER_TORCH, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", UNDER_TORCH]
+    command += [str(Path(__file__).parent), str(library.LIBRARY)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     set_and_active, restored, digest = done.stdout.splitlines()
     if set_and_active == "False False":
@@ -93,6 +97,7 @@ def test_mode_is_restored_after_an_error() -> None:
 def test_unsuitable_mode_is_refused_where_it_cannot_be_set(
     direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ADAPTERHUB_KERNEL", "numpy")  # the compiled ones set the register
     monkeypatch.setattr(floatmode, "_environment", lambda: None)
     weight = np.ones((1, 1), np.float32)
     assert merge_low_rank(weight, []).item() == 1

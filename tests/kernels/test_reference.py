@@ -54,6 +54,8 @@ def hard_triples(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarr
 
 
 class TestFma:
+    paths = ("numpy",)
+
     def test_equals_libm_on_random_bits(self) -> None:
         a, b, c = (random_finite(np.random.default_rng(s), 20_000) for s in (1, 2, 3))
         assert_same_bits(reference.fma(a, b, c), by_libm(a, b, c))
@@ -180,9 +182,15 @@ def test_factors_apply_in_the_order_given() -> None:
     assert kernels.merge_low_rank(weight, [big, minus, small]).item() == 1
 
 
-def test_arithmetic_is_named() -> None:
-    assert kernels.name == "numpy reference"
-    assert kernels.describe() == {"kernel": "numpy-reference", "exact": True}
+def test_arithmetic_is_named(path: str) -> None:
+    if path == "numpy":
+        assert kernels.name == "numpy reference"
+        note = "ADAPTERHUB_KERNEL=numpy"
+        assert kernels.describe() == {"kernel": "numpy-reference", "exact": True, "note": note}
+    else:
+        compiled = path.removesuffix("-emulated")
+        assert kernels.name == f"C ({compiled})"
+        assert kernels.describe() == {"kernel": f"c-{compiled}", "exact": True}
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16])
