@@ -38,6 +38,8 @@ check: lint types test
 bench: $(READY)
 	$(BIN)/python tools/bench_registry.py
 	$(BIN)/python tools/bench_digest.py
+	$(BIN)/python tools/bench_start.py
+	$(BIN)/python tools/bench_kernel.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
