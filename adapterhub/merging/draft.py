@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from adapterhub.base import Base
 from adapterhub.errors import NotMergeable
-from adapterhub.merging.work import OUTPUT_DTYPES, Fate, Options, Source, Term, Work
-from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement
+from adapterhub.merging.work import OUTPUT_DTYPES, Fate, Options, Slab, Source, Term, Work
+from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement
 from adapterhub.registry.fit import Naming
 from adapterhub.tensorfile import Tensor
 
@@ -28,17 +29,19 @@ class Draft:
         self.options = options
         self._touched: list[tuple[int, str, str, str]] = []  # source, tensor, verb, stored name
         self.terms: dict[str, list[Term]] = {}
-        self.transposed: set[str] = set()
+        self.layouts: dict[str, tuple[tuple[int, ...], bool]] = {}  # of a slab: shape, transposed
         self.replacements: dict[str, tuple[Replacement, list[int]]] = {}  # and who brings it
 
-    def add(self, number: int, part: LowRank | BiasDelta | Replacement) -> None:
+    def add(self, number: int, part: Part) -> None:
         """Take in one part of adapter `number`. Raises NotMergeable."""
         if isinstance(part, LowRank):
             self._add_low_rank(number, part)
         elif isinstance(part, BiasDelta):
             self._add_bias(number, part)
-        else:
+        elif isinstance(part, Replacement):
             self._add_replacement(number, part)
+        else:
+            raise NotMergeable(f"{part.module}.{part.role}: token rows come with a later version")
 
     def _fate(self, number: int, module: str, role: str, verb: str, stored: str) -> None:
         self._touched.append((number, f"{module}.{role}", verb, stored))
@@ -89,8 +92,7 @@ class Draft:
         for role, tensor in zip(part.roles, (part.a, part.b), strict=True):
             _refuse_factor(f"{part.module}.{role}", tensor)
             self._fate(number, part.module, role, "merged into", stored)
-        if self.naming.transposed(part):
-            self.transposed.add(stored)
+        self.layouts[stored] = (delta_shape(part), self.naming.transposed(part))
         scale = self._coefficient(number, part.scale)
         self.terms.setdefault(stored, []).append(Term(number, part.module, part.a, part.b, scale))
 
@@ -177,10 +179,16 @@ class Draft:
             shape=value.shape,
             value=value,
             stored=stored,
-            terms=tuple(self.terms.get(stored, ())),
-            transposed=stored in self.transposed,
+            slabs=self._slabs(stored),
             replaces=claim is not None,
         )
+
+    def _slabs(self, stored: str) -> tuple[Slab, ...]:
+        terms = tuple(self.terms.get(stored, ()))
+        if not terms:
+            return ()
+        shape, transposed = self.layouts.get(stored, (terms[0].b.shape, False))
+        return (Slab(shape, terms, transposed=transposed),)
 
     def _output_dtype(self, name: str, dtype: str) -> str:
         if self.options.dtype is None or dtype not in (*FLOATS, "F64"):
@@ -211,6 +219,11 @@ def refuse_dtype(name: str, dtype: str, path: Path) -> None:
             f"{name} of {path} is stored as {dtype}; only {', '.join(FLOATS)} can be merged",
             remedy="give the full-precision base",
         )
+
+
+def delta_shape(part: LowRank) -> tuple[int, int]:
+    """The formula's (out, in)."""
+    return part.b.shape[0], math.prod(part.a.shape[1:])
 
 
 def _refuse_factor(name: str, tensor: Tensor) -> None:

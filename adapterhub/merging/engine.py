@@ -156,12 +156,14 @@ def _apply(work: Work, value: np.ndarray) -> np.ndarray:
     if work.terms[0].a is None:
         return kernels.add_scaled(value, [(t.scale, _fp32(t.b)) for t in work.terms])
     merged = kernels.merge_low_rank(_logical(value, work), [_factor(t) for t in work.terms])
-    return np.ascontiguousarray(merged.T) if work.transposed else merged.reshape(value.shape)
+    return (
+        np.ascontiguousarray(merged.T) if work.slabs[0].transposed else merged.reshape(value.shape)
+    )
 
 
 def _logical(value: np.ndarray, work: Work) -> np.ndarray:
     """The formula's (out, in) of a weight as stored."""
-    return value.T if work.transposed else _flat(value)
+    return value.T if work.slabs[0].transposed else _flat(value)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
@@ -224,7 +226,7 @@ def _stored_index(index: tuple[int, ...], work: Work) -> list[int]:
     if len(index) != 2 or not work.terms:
         return list(index)
     row, column = index
-    if work.transposed:
+    if work.slabs[0].transposed:
         return [column, row]
     return [row, *_unravelled(column, work.shape[1:])]
 

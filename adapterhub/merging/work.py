@@ -66,11 +66,43 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Slab:
+    """A part of a tensor that is a matrix of its own, and what is added to it, in order.
+
+    `shape`: the formula's (out, in), or (n,) for a bias; a convolution's `in` counts its kernel's
+    elements too. `first`: where the slab begins in the tensor, in elements in C order, which is 0
+    unless it is one expert of many. `transposed`: it is stored as (in, out). `magnitude`: DoRA's, a
+    value per row of the formula; then there is one term.
+    """
+
+    shape: tuple[int, ...]
+    terms: tuple[Term, ...]
+    first: int = 0
+    transposed: bool = False
+    magnitude: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Row `index` of `value`, a matrix, takes the place of the elements from `first` on."""
+
+    first: int
+    index: int
+    value: Tensor
+
+
+@dataclass(frozen=True)
 class Work:
     """One output tensor.
 
-    The bytes of `value` (from the base or, where `replaces`, from an adapter), plus `terms` in
-    order, rounded to `dtype`. `transposed`: the formula's (out, in) is stored as (in, out).
+    The elements of `value` (from the base or, where `replaces`, from an adapter), changed by
+    `slabs`, which do not overlap and are in the order of their elements, then by `rows`, likewise;
+    rounded to `dtype`. `unties`: the base holds it under another name only, that of a tensor to
+    which it was tied, which is then `stored`.
     """
 
     name: str
@@ -78,21 +110,36 @@ class Work:
     shape: tuple[int, ...]
     value: Tensor
     stored: str | None  # its name in the base; None for a tensor that the base lacks
-    terms: tuple[Term, ...] = ()
-    transposed: bool = False
+    slabs: tuple[Slab, ...] = ()
+    rows: tuple[Row, ...] = ()
     replaces: bool = False
+    unties: bool = False
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(term for slab in self.slabs for term in slab.terms)
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
 
     @property
     def is_copy(self) -> bool:
-        """The base's own bytes, unchanged."""
-        return not self.terms and not self.replaces and self.dtype == self.value.dtype
+        """Bytes of the base, unchanged."""
+        changed = self.slabs or self.rows or self.replaces
+        return not changed and self.dtype == self.value.dtype
 
     @property
     def action(self) -> str:
-        if self.terms:
+        if self.slabs:
             return "merge"
         if self.replaces:
             return "replace" if self.stored else "add"
+        if self.rows:
+            return "rows"
+        if self.unties:
+            return "untie"
         return "copy" if self.is_copy else "cast"
 
 
@@ -134,4 +181,5 @@ class MergePlan:
 
 def _reads(work: Work) -> int:
     factors = sum(t.b.nbytes + (t.a.nbytes if t.a else 0) for t in work.terms)
-    return work.value.nbytes + factors
+    magnitudes = sum(slab.magnitude.nbytes for slab in work.slabs if slab.magnitude)
+    return work.value.nbytes + factors + magnitudes

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 from adapterhub.adapter import Adapter, Problem
 from adapterhub.errors import NotSupported
-from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Replacement
+from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows
 
 __all__ = [
     "TABLE",
@@ -18,8 +18,10 @@ __all__ = [
     "LowRank",
     "Meaning",
     "Method",
+    "Part",
     "Ranks",
     "Replacement",
+    "TokenRows",
     "method",
 ]
 

@@ -21,7 +21,7 @@ from adapterhub import schema
 from adapterhub.adapter import REPLACE, Adapter, Problem
 from adapterhub.errors import InvalidAdapter, NotMergeable, SchemaError
 from adapterhub.methods import Ranks
-from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Replacement
+from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Part, Replacement
 from adapterhub.methods.patterns import Patterns
 from adapterhub.tensorfile import Tensor, shown
 
@@ -246,7 +246,7 @@ def meaning(adapter: Adapter) -> Meaning:
 def parts(adapter: Adapter) -> Meaning:
     """The parts that plain LoRA's formula covers, whatever else the adapter holds."""
     config = parse(adapter.config)
-    found: list[LowRank | BiasDelta | Replacement] = []
+    found: list[Part] = []
     pairs = () if _packed(adapter.config) else _pairs(adapter)
     for module, roles, (a, b) in pairs:
         scale = config.scaling(module, a.shape[0])

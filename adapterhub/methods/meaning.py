@@ -7,23 +7,32 @@ from typing import Literal
 
 from adapterhub.tensorfile import Tensor
 
+Layout = Literal["linear", "embedding", "experts"]
+
 
 @dataclass(frozen=True)
 class LowRank:
-    """`weight += scale · B·A` for the `weight` of `module`.
+    """`weight += scale · B·A` for a parameter of `module`.
 
-    a: (rank, in), or (rank, in, *kernel) of a convolution; b: (out, rank) or (out, rank, 1 …).
-    For an Embedding, `layout` is "embedding": the weight (vocabulary, dim) gets (B·A)ᵀ with
-    a: (rank, vocabulary) and b: (dim, rank). `scale` is in fp64 and not yet multiplied by the
-    weight that the user gives the adapter.
+    `layout` "linear": a is (rank, in), or (rank, in, *kernel) of a convolution; b is (out, rank) or
+    (out, rank, 1 …). "embedding": the weight (vocabulary, dim) gets (B·A)ᵀ, with a: (rank,
+    vocabulary) and b: (dim, rank). "experts": a 3-D parameter gets a product for each expert, which
+    a holds expert by expert, (experts·rank, in), and b rank by rank, (out, rank·experts).
+
+    `parameter` is None for the weight of the module, which a MultiheadAttention calls
+    `in_proj_weight`. `scale` is in fp64 and not yet multiplied by the weight that the user gives
+    the adapter. `magnitude` is that of DoRA, one value per row of the formula: the result is
+    `magnitude / ‖row‖ · row` of the sum. `roles`: those of a, b and, if there is one, magnitude.
     """
 
     module: str
     a: Tensor
     b: Tensor
     scale: float
-    layout: Literal["linear", "embedding"]
-    roles: tuple[str, str]
+    layout: Layout
+    roles: tuple[str, ...]
+    parameter: str | None = None
+    magnitude: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,4 +55,15 @@ class Replacement:
     role: str
 
 
-Meaning = tuple[LowRank | BiasDelta | Replacement, ...]
+@dataclass(frozen=True)
+class TokenRows:
+    """Row `indices[i]` of the weight of `module` becomes row i of `value`: (tokens, dim)."""
+
+    module: str
+    indices: tuple[int, ...]
+    value: Tensor
+    role: str
+
+
+Part = LowRank | BiasDelta | Replacement | TokenRows
+Meaning = tuple[Part, ...]

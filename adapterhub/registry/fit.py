@@ -16,7 +16,7 @@ from adapterhub.adapter import Adapter
 from adapterhub.base import Base, respelled
 from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch, NotMergeable
-from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement, method
+from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows, method
 
 # Constants that older checkpoints store: positions, causal masks, rotary frequencies.
 LEGACY_BUFFERS = re.compile(
@@ -237,10 +237,12 @@ def _homeless(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     return [f"{p.module}.{p.parameter}: neither the base nor {asked} has it" for p in lacking]
 
 
-def mismatch(naming: Naming, part: LowRank | BiasDelta | Replacement) -> str:
+def mismatch(naming: Naming, part: Part) -> str:
     """Why `part` cannot be applied to the base, as a sentence; "" if it can."""
     if isinstance(part, LowRank):
         return _weight_mismatch(naming, part)
+    if isinstance(part, TokenRows):
+        return ""
     parameter = "bias" if isinstance(part, BiasDelta) else part.parameter
     stored = f"{naming.stored(part.module)}.{parameter}"
     there = naming.base.tensors.get(stored)

@@ -16,7 +16,7 @@ from adapterhub import kernels
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.errors import BaseMismatch, InvalidAdapter, NotMergeable
-from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement, method
+from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement, TokenRows, method
 from adapterhub.registry import fit
 from adapterhub.tensorfile import DTYPES, Tensor
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FLOATS: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_Plain = LowRank | BiasDelta | Replacement
 # PEFT's task types, and ours for tasks that PEFT does not name.
 AUTO_CLASSES: Mapping[str, str] = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -44,7 +45,7 @@ def load(base: Base, adapter: Adapter) -> PreTrainedModel:
     Raises NotMergeable for variants that have no weight to go into, BaseMismatch with everything
     that does not fit, or that neither base nor adapter has.
     """
-    meaning = method(adapter.method).implementation.meaning(adapter)
+    meaning = _plain(method(adapter.method).implementation.meaning(adapter))
     fit.check(base, adapter, name="the adapter")  # before a model is loaded
     heads = _brought(meaning)
     model, missing = _from_pretrained(base, adapter, meaning)
@@ -60,6 +61,20 @@ def load(base: Base, adapter: Adapter) -> PreTrainedModel:
     for part in sorted(meaning, key=lambda part: not isinstance(part, Replacement)):
         _apply(model, part)  # what is replaced first, since others may add to it
     return model.eval()
+
+
+def _plain(meaning: Meaning) -> tuple[_Plain, ...]:
+    """Raises NotMergeable for what only a merge to files does yet."""
+    found = []
+    for part in meaning:
+        special = isinstance(part, LowRank) and (part.magnitude or part.parameter)
+        if isinstance(part, TokenRows) or special:
+            raise NotMergeable(
+                f"{part.module}: DoRA, token rows and experts are not loaded into live models yet",
+                remedy="adapterhub merge BASE ADAPTER --out DIR, then load DIR",
+            )
+        found.append(part)
+    return tuple(found)
 
 
 def _brought(meaning: Meaning) -> dict[str, Tensor]:
@@ -139,7 +154,7 @@ def _refuse_random(missing: set[str], heads: Mapping[str, Tensor], base: Base) -
 # --- the adapter ------------------------------------------------------------------------------
 
 
-def _mismatch(model: PreTrainedModel, part: LowRank | BiasDelta | Replacement) -> str:
+def _mismatch(model: PreTrainedModel, part: _Plain) -> str:
     name = f"{part.module}.{_parameter(part)}"
     parameter = _find(model, name)
     if parameter is None:
@@ -154,7 +169,7 @@ def _mismatch(model: PreTrainedModel, part: LowRank | BiasDelta | Replacement) -
     return "" if shape == expected else f"{name}: {list(shape)}, the model has {list(expected)}"
 
 
-def _parameter(part: LowRank | BiasDelta | Replacement) -> str:
+def _parameter(part: _Plain) -> str:
     if isinstance(part, Replacement):
         return part.parameter
     return "weight" if isinstance(part, LowRank) else "bias"
@@ -185,7 +200,7 @@ def _delta_shape(model: PreTrainedModel, part: LowRank) -> tuple[int, ...]:
     return (*rest, out) if _is_transposed(model, part) else (out, *rest)
 
 
-def _apply(model: PreTrainedModel, part: LowRank | BiasDelta | Replacement) -> None:
+def _apply(model: PreTrainedModel, part: _Plain) -> None:
     """Change one parameter in place, on the CPU."""
     import torch
 
@@ -202,9 +217,7 @@ def _apply(model: PreTrainedModel, part: LowRank | BiasDelta | Replacement) -> N
         stored[...] = changed
 
 
-def _changed(
-    model: PreTrainedModel, part: LowRank | BiasDelta | Replacement, stored: np.ndarray
-) -> np.ndarray:
+def _changed(model: PreTrainedModel, part: _Plain, stored: np.ndarray) -> np.ndarray:
     if isinstance(part, Replacement):
         value = part.value.read().astype(np.float32)
         return kernels.round_to(value, stored.dtype)

@@ -126,15 +126,16 @@ def check_weights(case: Case, out: Path) -> None:
     parts = method("lora").implementation.meaning(adapter)
     assert len(changed) == sum(isinstance(part, LowRank) for part in parts)
     for number, work in enumerate(changed):
-        (term,) = work.terms
+        (slab,) = work.slabs
+        (term,) = slab.terms
         weight, got = work.value.read(), result.tensors[work.name].read()
         a, b = flat(term.a.read()), flat(term.b.read())
         delta = float(term.scale) * (b.astype(np.float64) @ a.astype(np.float64))
-        delta = delta.T if work.transposed else delta
+        delta = delta.T if slab.transposed else delta
         want = weight.astype(np.float64) + delta.reshape(weight.shape)
-        assert_within_one_ulp(got, want, bound(weight, a, b, term.scale, work.transposed))
+        assert_within_one_ulp(got, want, bound(weight, a, b, term.scale, slab.transposed))
         if number == 0:
-            assert_contract(got, weight, a, b, term.scale, work.transposed)
+            assert_contract(got, weight, a, b, term.scale, slab.transposed)
 
 
 def flat(array: np.ndarray) -> np.ndarray:
