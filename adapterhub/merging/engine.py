@@ -1,71 +1,84 @@
-"""Runs a plan: tensor by tensor from the base to `<out>.partial`, fsync, rename.
+"""Runs a plan: every byte range of it to `<out>.partial`, fsync, rename.
 
-It decides nothing and never holds more than one tensor and its factors. A killed merge leaves a
-directory whose name ends in `.partial` and which has no config.json until all weights are whole,
-so that nothing loads it by mistake; the next merge to the same place starts it anew. Killed right
-after the rename it leaves a whole result, with an empty hidden file beside it.
+It decides nothing, and what it holds in memory does not grow with the model. A killed merge leaves
+a directory whose name ends in `.partial` and which has no config.json until all weights are whole,
+so that nothing loads it by mistake; `resume` goes on there after the last whole shard. Killed right
+after the rename it leaves a whole result, with a small hidden file beside it.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-
-from adapterhub import digest, kernels
+from adapterhub import digest
 from adapterhub.base import changed_file
-from adapterhub.errors import (
-    AdapterHubError,
-    IntegrityError,
-    InvalidAdapter,
-    InvalidBase,
-    NotMergeable,
+from adapterhub.errors import AdapterHubError, IntegrityError, InvalidAdapter, InvalidBase
+from adapterhub.merging import copying
+from adapterhub.merging.output import (
+    Entry,
+    Partial,
+    partial_directory,
+    preallocated,
+    publish,
+    write,
 )
-from adapterhub.kernels.operands import check_finite
-from adapterhub.merging.output import partial_directory, publish, sync, write
-from adapterhub.merging.work import MergePlan, Term, Work
-from adapterhub.tensorfile import DTYPES, ArrayTensor, ShardLayout, Tensor, index_json
+from adapterhub.merging.ranges import Compute, Copy
+from adapterhub.merging.stream import Done, stream
+from adapterhub.merging.work import MergePlan
+from adapterhub.tensorfile import ShardLayout, index_json, read_header, tensor_digests
 
 Progress = Callable[[int], None]
 INDEX = "model.safetensors.index.json"
-DIVERGED = "this adapter diverged in training; take an earlier checkpoint"
-FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Written:
-    """D of every output tensor, and sha256 of every other file."""
+    """D of every output tensor, and sha256 of every other file.
+
+    `idle`: (source, key) of factors that are zero and so changed nothing. `resumed`, `discarded`:
+    whole shards of an earlier, interrupted merge that were kept, or thrown away.
+    """
 
     digests: Mapping[str, bytes]
     files: Mapping[str, str]
+    idle: frozenset[tuple[int, str]] = frozenset()
+    resumed: int = 0
+    discarded: int = 0
 
 
 def run(
     plan: MergePlan,
     out: Path,
     *,
+    key: str,
     base_digests: Mapping[str, bytes],
     describe: Callable[[Written], bytes],
     progress: Progress | None = None,
+    resume: bool = False,
+    threads: int | None = None,
 ) -> Written:
     """Write the merge to `out`. `describe` makes adapterhub.json, the last file to be written.
 
+    `key` names what is merged; `resume` goes on where an interrupted merge of the same key was.
     Raises OutputError (not empty, disk full, no permission) and whatever the values refuse with;
-    either way nothing is left behind.
+    either way nothing is left behind, unless by an interrupt from the keyboard.
     """
     out = out.absolute()
-    with partial_directory(out, plan.write_bytes) as directory:
-        digests, files = _write_shards(plan, directory, base_digests, progress)
-        files |= _write_small_files(plan, directory)
+    with partial_directory(out, plan.write_bytes, key=key, resume=resume) as partial:
+        shards = _Shards(plan, partial, base_digests, progress)
+        shards.write(threads)
+        files = _write_index(plan, partial.directory) | _write_small_files(plan, partial.directory)
         _check_inputs(plan)
-        written = Written(digests, dict(sorted(files.items())))
-        write(directory / "adapterhub.json", describe(written))
-        publish(directory, out)
+        written = shards.written(dict(sorted(files.items())))
+        write(partial.directory / "adapterhub.json", describe(written))
+        publish(partial.directory, out)
     return written
 
 
@@ -81,169 +94,166 @@ def _check_inputs(plan: MergePlan) -> None:
 # --- weights ----------------------------------------------------------------------------------
 
 
-def _write_shards(
-    plan: MergePlan,
-    directory: Path,
-    base_digests: Mapping[str, bytes],
-    progress: Progress | None,
-) -> tuple[dict[str, bytes], dict[str, str]]:
-    """D of every tensor, and sha256 of the index if there is one."""
-    digests: dict[str, bytes] = {}
-    for shard in plan.shards:
-        with (directory / shard.filename).open("xb") as file:
-            file.write(shard.header)
-            for spec in shard.specs:
-                work = plan.works[spec.name]
-                digests[work.name] = _write_tensor(work, plan, file, base_digests)
-                if progress:
-                    progress(spec.nbytes)
-            sync(file)
-        _check_size(directory / shard.filename, shard)
-    if [shard.filename for shard in plan.shards] == ["model.safetensors"]:
-        return digests, {}
-    index = index_json(plan.shards)
-    write(directory / INDEX, index)
-    return digests, {INDEX: digest.of_bytes(index)}
+class Collector:
+    """Puts together what `stream` tells: D of each tensor of a shard when the shard ends."""
+
+    def __init__(self, plan: MergePlan, base_digests: Mapping[str, bytes]) -> None:
+        self._plan = plan
+        self._base_digests = base_digests
+        self._chunks: dict[str, list[bytes]] = defaultdict(list)
+        self.idle: set[tuple[int, str]] = set()
+
+    def take(self, done: Done) -> None:
+        if isinstance(done.range, Compute):
+            self._chunks[done.range.work.name].append(done.digest)
+            self.idle |= done.idle
+
+    def digest_of(self, name: str) -> bytes:
+        """D of a tensor whose ranges are all done."""
+        work = self._plan.works[name]
+        if work.is_copy and work.stored is not None:
+            return self._base_digests[work.stored]
+        return digest.merkle(self._chunks.pop(name))
 
 
-def _write_tensor(
-    work: Work, plan: MergePlan, file: BinaryIO, base_digests: Mapping[str, bytes]
-) -> bytes:
-    hasher = digest.TensorHasher()
-    for piece in compute(work, plan).pieces():
-        file.write(piece)
-        hasher.update(piece)
-    found = hasher.digest()
-    if work.is_copy and work.stored is not None and found != base_digests[work.stored]:
-        raise InvalidBase(
-            f"{work.stored} of {plan.base.path} changed while it was being merged",
-            remedy="wait for its writer, then merge again",
-        )
-    return found
+class _Shards:
+    """The output's files: open while bytes come, then synced, recorded and closed."""
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        partial: Partial,
+        base_digests: Mapping[str, bytes],
+        progress: Progress | None,
+    ) -> None:
+        self._plan = plan
+        self._partial = partial
+        self._progress = progress or (lambda _: None)
+        self._collector = Collector(plan, base_digests)
+        self._open: dict[str, tuple[int, ExitStack]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._resumed = 0
+
+    def write(self, threads: int | None) -> None:
+        """All shards; syncing one overlaps with computing the next."""
+        endings: list[Future[None]] = []
+        with ExitStack() as stack, ThreadPoolExecutor(1, "sync") as syncing:
+            stack.callback(self._close_all)
+            for done in stream(self._plan, self._missing(), self, threads):
+                self._collector.take(done)
+                self._progress(done.range.nbytes if done.range else 0)
+                if done.range is None:
+                    entry = self._entry(done.shard)
+                    endings.append(syncing.submit(self._finish, done.shard, entry))
+            for ending in endings:
+                ending.result()
+
+    def _missing(self) -> Iterator[ShardLayout]:
+        """The shards that are not whole yet, each opened before it is handed out."""
+        for shard in self._plan.shards:
+            entry = self._partial.whole.get(shard.filename)
+            if entry is not None and _is_whole(
+                self._partial.directory / shard.filename, shard, entry
+            ):
+                self._entries[shard.filename] = entry
+                self._resumed += 1
+                self._progress(sum(spec.nbytes for spec in shard.specs))
+                continue
+            self._start(shard)
+            yield shard
+
+    def _start(self, shard: ShardLayout) -> None:
+        path = self._partial.directory / shard.filename
+        path.unlink(missing_ok=True)  # of an earlier merge, and not what it was
+        stack = ExitStack()
+        fd = stack.enter_context(preallocated(path, shard.nbytes))
+        self._open[shard.filename] = fd, stack
+        copying.write_at(fd, memoryview(shard.header), 0)
+
+    def copy(self, shard: ShardLayout, job: Copy) -> None:
+        copying.copy(job, self._open[shard.filename][0])
+
+    def write_at(self, shard: ShardLayout, data: memoryview, offset: int) -> None:
+        copying.write_at(self._open[shard.filename][0], data, offset)
+
+    def _entry(self, shard: ShardLayout) -> Entry:
+        digests = {spec.name: self._collector.digest_of(spec.name) for spec in shard.specs}
+        idle = sorted(self._collector.idle)
+        self._collector.idle.clear()
+        return {
+            "file": shard.filename,
+            "digests": {name: found.hex() for name, found in digests.items()},
+            "idle": [list(key) for key in idle],
+        }
+
+    def _finish(self, shard: ShardLayout, entry: Entry) -> None:
+        fd, stack = self._open[shard.filename]
+        os.fsync(fd)
+        size = os.fstat(fd).st_size
+        if size != shard.nbytes:
+            raise IntegrityError(
+                f"{shard.filename} has {size:,} bytes, the plan said {shard.nbytes:,}"
+            )
+        self._partial.record(entry)
+        self._entries[shard.filename] = entry
+        del self._open[shard.filename]
+        stack.close()
+
+    def _close_all(self) -> None:
+        for _, stack in self._open.values():
+            stack.close()
+
+    def written(self, files: Mapping[str, str]) -> Written:
+        entries = [self._entries[shard.filename] for shard in self._plan.shards]
+        digests = {n: bytes.fromhex(d) for entry in entries for n, d in entry["digests"].items()}
+        idle = frozenset((int(s), str(key)) for entry in entries for s, key in entry["idle"])
+        return Written(digests, files, idle, self._resumed, self._partial.left_over)
 
 
-def _check_size(path: Path, shard: ShardLayout) -> None:
-    size = path.stat().st_size
-    if size != shard.nbytes:
-        raise IntegrityError(f"{path.name} has {size:,} bytes, the plan said {shard.nbytes:,}")
-
-
-def compute(work: Work, plan: MergePlan) -> Tensor:
-    """The output tensor of one piece of work: the base's own, or its new values."""
-    if work.is_copy:
-        return work.value
+def _is_whole(path: Path, shard: ShardLayout, entry: Entry) -> bool:
+    """Whether a file of an interrupted merge is still what the journal says, byte for byte."""
     try:
-        return ArrayTensor(_new_values(work))
-    except kernels.NonFinite as error:
-        raise _explained(error, work, plan) from error
-
-
-def _new_values(work: Work) -> np.ndarray:
-    """A replacement, a cast or a merge, rounded once."""
-    dtype = DTYPES[work.dtype]
-    value = work.value.read()
-    if work.value.dtype in FLOATS:
-        check_finite(value.reshape(-1), "weight")
-    if value.dtype != dtype:
-        value = value.astype(np.float32)  # exact: from fp16 or bf16
-    if work.terms:
-        value = _apply(work, value)
-    return value if value.dtype == dtype else kernels.round_to(value, dtype)
-
-
-def _apply(work: Work, value: np.ndarray) -> np.ndarray:
-    """`value` plus the terms, in its own dtype and shape."""
-    if work.terms[0].a is None:
-        return kernels.add_scaled(value, [(t.scale, _fp32(t.b)) for t in work.terms])
-    merged = kernels.merge_low_rank(_logical(value, work), [_factor(t) for t in work.terms])
-    return (
-        np.ascontiguousarray(merged.T) if work.slabs[0].transposed else merged.reshape(value.shape)
-    )
-
-
-def _logical(value: np.ndarray, work: Work) -> np.ndarray:
-    """The formula's (out, in) of a weight as stored."""
-    return value.T if work.slabs[0].transposed else _flat(value)
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    """(n, …) → (n, product of the rest), also where one of them is 0."""
-    return array.reshape(array.shape[0], math.prod(array.shape[1:]))
-
-
-def _factor(term: Term) -> kernels.Factor:
-    if term.a is None:
-        raise NotMergeable(f"{term.key}: a bias cannot be added to a matrix")
-    return kernels.Factor(a=_flat(_fp32(term.a)), b=_flat(_fp32(term.b)), scale=term.scale)
-
-
-def _fp32(tensor: Tensor) -> np.ndarray:
-    return tensor.read().astype(np.float32, copy=False)
-
-
-# --- values that are refused ------------------------------------------------------------------
-
-
-def _explained(error: kernels.NonFinite, work: Work, plan: MergePlan) -> AdapterHubError:
-    """The kernel's terse fact, with the names that it does not know."""
-    if error.operand == "result":
-        where = _stored_index(error.index, work)
-        return NotMergeable(
-            f"{work.name} at {where}: the result does not fit {work.dtype}",
-            remedy="--dtype float32, or a smaller weight for the adapter",
-        )
-    if error.factor is not None:
-        return _bad_factor(error, work.terms[error.factor], plan)
-    place = _unravelled(error.index[0], work.value.shape)
-    if work.replaces:
-        return InvalidAdapter(
-            f"the adapter's {work.name} at {place} is NaN or infinite", remedy=DIVERGED
-        )
-    return InvalidBase(
-        f"{work.stored} at {place} of the base is NaN or infinite",
-        remedy="get the base anew; a merge would spread the damage",
-    )
-
-
-def _bad_factor(error: kernels.NonFinite, term: Term, plan: MergePlan) -> InvalidAdapter:
-    tensor = term.a if error.operand == "a" and term.a is not None else term.b
-    first, *rest = error.index
-    place = [first, *_unravelled(rest[0], tensor.shape[1:])] if rest else [first]
-    role = {"a": "factor A", "b": "factor B"}.get(error.operand, "value")
-    return InvalidAdapter(
-        f"{plan.sources[term.source].name}: {term.key} has a {role} that is NaN or infinite "
-        f"at {place}",
-        remedy=DIVERGED,
-    )
-
-
-def _unravelled(index: int, shape: tuple[int, ...]) -> list[int]:
-    return [int(i) for i in np.unravel_index(index, shape)]
-
-
-def _stored_index(index: tuple[int, ...], work: Work) -> list[int]:
-    """Where an element of the formula's (out, in) is in the tensor as stored."""
-    if len(index) != 2 or not work.terms:
-        return list(index)
-    row, column = index
-    if work.slabs[0].transposed:
-        return [column, row]
-    return [row, *_unravelled(column, work.shape[1:])]
+        with path.open("rb") as file:
+            if file.read(len(shard.header)) != shard.header:
+                return False
+        tensors = read_header(path).tensors
+        found = {name: value.hex() for name, value in tensor_digests(tensors).items()}
+    except (AdapterHubError, OSError):
+        return False
+    return found == entry.get("digests")
 
 
 # --- other files ------------------------------------------------------------------------------
 
 
+def _write_index(plan: MergePlan, directory: Path) -> dict[str, str]:
+    """sha256 of the index, if there is one."""
+    if [shard.filename for shard in plan.shards] == ["model.safetensors"]:
+        return {}
+    index = index_json(plan.shards)
+    write(directory / INDEX, index)
+    return {INDEX: digest.of_bytes(index)}
+
+
 def _write_small_files(plan: MergePlan, directory: Path) -> dict[str, str]:
     files = {}
-    for name in plan.companions:
-        data = plan.base.bytes_of(name)
+    for name, path in plan.companions.items():
+        data = _bytes_of(path)
         write(directory / name, data)
         files[name] = digest.of_bytes(data)
     data = _config_bytes(plan)
     write(directory / "config.json", data)
     files["config.json"] = digest.of_bytes(data)
     return files
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidBase(
+            f"{path} cannot be read: {error.strerror}", remedy="check the file"
+        ) from error
 
 
 def _config_bytes(plan: MergePlan) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from adapterhub import digest
 from adapterhub.merging.engine import Written
-from adapterhub.merging.work import MergePlan, Source
+from adapterhub.merging.work import Fate, MergePlan, Source
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def document(plan: MergePlan, written: Written, base_root: str) -> dict[str, Any
         },
         "model_class": plan.model_class,
         "fates": [
-            {"adapter": fate.source, "tensor": fate.tensor, "fate": fate.fate}
+            {"adapter": fate.source, "tensor": fate.tensor, "fate": _told(fate, written)}
             for fate in plan.fates
         ],
         "actions": dict(sorted(actions(plan).items())),
@@ -77,6 +77,33 @@ def document(plan: MergePlan, written: Written, base_root: str) -> dict[str, Any
         "files": written.files,
         "reproducible": True,
     }
+
+
+def _told(fate: Fate, written: Written) -> str:
+    """The fate, and whether the values turned out to change nothing."""
+    module = fate.tensor.rpartition(".")[0]
+    idle = (fate.source, module) in written.idle
+    return f"{fate.fate}: lora_B is all zero, so nothing changed" if idle else fate.fate
+
+
+def _idle_notes(plan: MergePlan, written: Written) -> list[str]:
+    counts = Counter(source for source, _ in written.idle)
+    return [
+        f"{plan.sources[source].name} changes nothing in {count} of its modules: "
+        "their lora_B is all zero"
+        for source, count in sorted(counts.items())
+    ]
+
+
+def _resume_notes(written: Written, count: int) -> list[str]:
+    if written.resumed:
+        return [f"{written.resumed} of {count} files were whole already"]
+    if written.discarded:
+        return [
+            f"an interrupted merge had left {written.discarded} whole files there, which were made "
+            "anew; --resume would have kept them"
+        ]
+    return []
 
 
 def to_bytes(value: dict[str, Any]) -> bytes:
@@ -106,7 +133,12 @@ def weights_root(plan: MergePlan, written: Written) -> str:
 
 
 def report(
-    plan: MergePlan, out: Path, made: dict[str, Any], kernel: str, seconds: float
+    plan: MergePlan,
+    out: Path,
+    made: dict[str, Any],
+    written: Written,
+    kernel: str,
+    seconds: float,
 ) -> MergeReport:
     recorded = [source.base_weights_root for source in plan.sources]
     return MergeReport(
@@ -119,7 +151,11 @@ def report(
         actions=made["actions"],
         left_out=list(plan.left_out),
         verified=all(root == made["base"]["weights_root"] for root in recorded),
-        notes=list(plan.notes),
+        notes=[
+            *plan.notes,
+            *_idle_notes(plan, written),
+            *_resume_notes(written, len(plan.shards)),
+        ],
         bytes_written=plan.write_bytes,
         reproducible=made["reproducible"],
         kernel=kernel,

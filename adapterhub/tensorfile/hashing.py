@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from adapterhub import digest
+from adapterhub.tensorfile.ordered import in_order
 from adapterhub.tensorfile.reading import buffer, fill, open_regular
 from adapterhub.tensorfile.tensors import FileTensor
 
@@ -55,7 +55,7 @@ def tensor_digests(
     threads = threads or usable_cores()
     hashes: dict[str, list[bytes]] = {name: [] for name in tensors}
     with ThreadPoolExecutor(threads, "digest") as pool:
-        for job, found in _in_order(pool, _jobs(tensors, threads), 4 * threads):
+        for job, found in in_order(pool, _jobs(tensors, threads), _hash_job, 4 * threads):
             for chunk, value in zip(job.chunks, found, strict=True):
                 hashes[chunk.name].append(value)
             if progress:
@@ -110,20 +110,6 @@ def _jobs(tensors: Mapping[str, FileTensor], threads: int) -> Iterator[_Job]:
             size += length
     if chunks:
         yield _Job(path, chunks)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, jobs: Iterable[_Job], ahead: int
-) -> Iterator[tuple[_Job, list[bytes]]]:
-    """The results in the order of `jobs`, of which `ahead` are under way at a time."""
-    waiting: deque[tuple[_Job, Future[list[bytes]]]] = deque()
-    for job in jobs:
-        if len(waiting) == ahead:
-            first, future = waiting.popleft()
-            yield first, future.result()
-        waiting.append((job, pool.submit(_hash_job, job)))
-    for first, future in waiting:
-        yield first, future.result()
 
 
 def _hash_job(job: _Job) -> list[bytes]:

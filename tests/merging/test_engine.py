@@ -45,7 +45,9 @@ from adapterhub.errors import (
     NotMergeable,
     OutputError,
 )
+from adapterhub.formats.roots import tensors_root
 from adapterhub.merging import output
+from adapterhub.tensorfile import read_header
 
 # --- what comes out ---------------------------------------------------------------------------
 
@@ -83,11 +85,12 @@ def test_the_report_tells_weights_and_options(base: Path, adapter: Path, tmp_pat
     weighted = source(adapter, weight=0.25, digest="sha256:" + "1" * 64)
     run(base, tmp_path / "out", weighted, dtype="bfloat16", max_shard_bytes=500)
     document = json.loads((tmp_path / "out" / "adapterhub.json").read_text())
+    weights = adapter / "adapter_model.safetensors"
     assert document["options"] == {"dtype": "bfloat16", "max_shard_bytes": 500}
     assert document["adapters"] == [
         {
             "digest": "sha256:" + "1" * 64,
-            "adapter_root": None,
+            "adapter_root": tensors_root(dict(read_header(weights).tensors)),
             "method": "lora",
             "weight": 0.25,
             "declared_base": "someone/model",
@@ -251,9 +254,9 @@ def test_a_second_merge_to_the_same_place_is_told_to_wait(
         output.partial_directory(out, 0) as partial,
         pytest.raises(OutputError, match="another merge is writing to"),
     ):
-        (partial / "model.safetensors").write_text("half")
+        (partial.directory / "model.safetensors").write_text("half")
         run(base, out, adapter)
-    assert (partial / "model.safetensors").read_text() == "half"
+    assert (partial.directory / "model.safetensors").read_text() == "half"
 
 
 def test_too_little_space_is_seen_before_anything_is_written(
@@ -381,28 +384,6 @@ def test_an_adapter_written_to_during_the_merge_is_refused(
     plan = merge.plan(opened(base), [source(adapter)])
     with pytest.raises(InvalidAdapter, match=f"{weights.name} changed while it was in use"):
         merge.run(plan, tmp_path / "out", writing=lambda _: os.utime(weights, ns=(1, 1)))
-    assert nothing_left(tmp_path / "out")
-
-
-def test_copied_bytes_that_differ_from_their_digest_are_refused(
-    base: Path, adapter: Path, tmp_path: Path
-) -> None:
-    """Even where the file's size and time stay the same."""
-    shard = base / "model-00001-of-00002.safetensors"
-    plan = merge.plan(opened(base), [source(adapter)])
-    stat = shard.stat()
-    done: list[int] = []
-
-    def flip(_: int) -> None:
-        if not done:
-            data = bytearray(shard.read_bytes())
-            data[-1] ^= 1
-            shard.write_bytes(data)
-            os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        done.append(1)
-
-    with pytest.raises(InvalidBase, match="changed while it was being merged"):
-        merge.run(plan, tmp_path / "out", writing=flip)
     assert nothing_left(tmp_path / "out")
 
 
