@@ -1,119 +1,28 @@
-"""Does an adapter fit a base: which stored tensor does each module mean, and what model results?
-
-Three spellings of one tensor meet here. The trained model says `bert.encoder.layer.0…`, a bare
-checkpoint `encoder.layer.0…`, one with a head `bert.encoder.layer.0…` beside `classifier.weight`.
-The catalogue's prefixes relate them, and its `live` names where memory and files differ (ViT).
-"""
+"""Does an adapter fit a base, and what model results?"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 
 from adapterhub.adapter import Adapter
-from adapterhub.base import Base, respelled
+from adapterhub.base import Base
 from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows, method
+from adapterhub.registry.naming import Naming
 
-# Constants that older checkpoints store: positions, causal masks, rotary frequencies.
-LEGACY_BUFFERS = re.compile(
-    r"(^|\.)(position_ids|token_type_ids|masked_bias|inv_freq|(attn|attention)\.bias)$"
-)
+__all__ = [
+    "LABELLED",
+    "Naming",
+    "check",
+    "delta_shape",
+    "mismatch",
+    "mismatches",
+    "refuse",
+    "target_class",
+]
+
 LABELLED = ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLS")  # tasks whose heads have a row for each label
-
-
-@dataclass(frozen=True)
-class Naming:
-    """`target` is the class of the result where the merge changes it, else None."""
-
-    base: Base
-    target: ModelClass | None = None
-
-    @property
-    def result(self) -> ModelClass | None:
-        """The class that loads the result; None if nobody knows it."""
-        return self.target or self.base.model_class
-
-    def stored(self, module: str) -> str:
-        """Path of `module` in the base's files, whether or not they have it."""
-        found = next((path for path in self._spellings(module) if self._holds(path)), None)
-        return found or self._usual(module)
-
-    def _holds(self, module: str) -> bool:
-        return any(f"{module}.{name}" in self.base.tensors for name in ("weight", "bias"))
-
-    def _spellings(self, module: str) -> Iterator[str]:
-        """What `module` of the trained model may be called in the files."""
-        yield module
-        for trained in self._classes():
-            path = trained.stored_path(module)
-            yield path
-            if not trained.prefix or path.startswith(f"{trained.prefix}."):
-                yield respelled(path, trained.prefix, self.base.prefix)
-
-    def _classes(self) -> Iterator[ModelClass]:
-        if self.result is not None:
-            yield self.result
-        if self.base.architecture is not None:
-            yield from self.base.architecture.classes.values()
-
-    def _usual(self, module: str) -> str:
-        """The spelling for a module that the files lack."""
-        for trained in self._classes():
-            path = trained.stored_path(module)
-            if trained.prefix and path.startswith(f"{trained.prefix}."):
-                return respelled(path, trained.prefix, self.base.prefix)
-        return module
-
-    def new(self, part: Replacement) -> str:
-        """Name in the result of a tensor that the base lacks."""
-        module = self.result.stored_path(part.module) if self.result else part.module
-        return f"{module}.{part.parameter}"
-
-    def written(self, tensor: str) -> str | None:
-        """Name in the result of a tensor stored as `tensor`; None if it is left out.
-
-        Left out is what the class of the result is known to lack: the base's own head, a pooler.
-        A backbone tensor that the catalogue does not know stays, since some configuration of the
-        class may need it: too many tensors make transformers speak up, too few make it guess.
-        """
-        if self.target is None:
-            return tensor
-        if not self.base.is_backbone(tensor):
-            return tensor if self.target.has_tensor(tensor) else None
-        name = respelled(tensor, self.base.prefix, self.target.prefix)
-        return None if self._is_known(tensor) and not self.target.has_tensor(name) else name
-
-    def _is_known(self, tensor: str) -> bool:
-        """Whether a backbone tensor is known, be it as a buffer that models no longer save."""
-        if self.base.architecture is None or LEGACY_BUFFERS.search(tensor):
-            return True
-        bare = self.base.architecture.class_named(self.base.architecture.base_class)
-        return bare is None or bare.has_tensor(respelled(tensor, self.base.prefix, ""))
-
-    @cached_property
-    def ties(self) -> Mapping[str, str]:
-        """Pairs that share one weight in the result; names of the result's class."""
-        return self.result.tied_in(self.base.config) if self.result else {}
-
-    def tie(self, stored: str) -> tuple[str, str] | None:
-        """The tied pair to which a stored or new tensor will belong in the result."""
-        name = self.base.in_class(stored) if self.target is None else self.written(stored) or stored
-        return next((pair for pair in self.ties.items() if name in pair), None)
-
-    def transposed(self, part: LowRank) -> bool:
-        """Whether the weight is stored (in, out): embeddings, and GPT-2's Conv1D."""
-        return part.layout == "embedding" or self.kind(part.module) == "Conv1D"
-
-    def kind(self, module: str) -> str | None:
-        """What the catalogue says of `module`: Linear, Conv1D …; None if it does not know it."""
-        name = self.base.in_class(f"{self.stored(module)}.weight")
-        found = self.base.model_class
-        known = found.module(name.rpartition(".")[0]) if found else None
-        return known.kind if known else None
 
 
 # --- the class of the result ------------------------------------------------------------------
