@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
@@ -10,6 +11,7 @@ from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows, method
 from adapterhub.registry.naming import Naming
+from adapterhub.registry.places import delta_shape, missing, sites
 
 __all__ = [
     "LABELLED",
@@ -128,7 +130,7 @@ def refuse(base: Base, name: str, found: Sequence[str]) -> None:
 def mismatches(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     """Why `adapter` cannot be applied to the base, a sentence for each module."""
     naming = Naming(base)
-    found = [sentence for part in parts if (sentence := mismatch(naming, part))]
+    found = [sentence for part in parts if (sentence := mismatch(naming, part, adapter.config))]
     return found + _homeless(base, adapter, parts)
 
 
@@ -146,10 +148,13 @@ def _homeless(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     return [f"{p.module}.{p.parameter}: neither the base nor {asked} has it" for p in lacking]
 
 
-def mismatch(naming: Naming, part: Part) -> str:
-    """Why `part` cannot be applied to the base, as a sentence; "" if it can."""
+def mismatch(naming: Naming, part: Part, config: Mapping[str, Any] | None = None) -> str:
+    """Why `part` cannot be applied to the base, as a sentence; "" if it can.
+
+    `config` is the adapter's: factors for experts mean another thing before peft 0.19.
+    """
     if isinstance(part, LowRank):
-        return _weight_mismatch(naming, part)
+        return _weight_mismatch(naming, part, config or {})
     if isinstance(part, TokenRows):
         return ""
     parameter = "bias" if isinstance(part, BiasDelta) else part.parameter
@@ -157,7 +162,7 @@ def mismatch(naming: Naming, part: Part) -> str:
     there = naming.base.tensors.get(stored)
     if there is None:
         # A replacement that the base lacks may be a new head: `target_class` decides.
-        return "" if isinstance(part, Replacement) else _missing(naming, part.module, parameter)
+        return "" if isinstance(part, Replacement) else missing(naming, part.module, parameter)
     resizable = isinstance(part, Replacement) and _resizable(naming.base, stored)
     if there.shape == part.value.shape or (
         resizable and there.shape[1:] == part.value.shape[1:] and part.value.shape
@@ -173,32 +178,11 @@ def _resizable(base: Base, stored: str) -> bool:
     return found is not None and found.task in LABELLED and found.is_head(stored.rpartition(".")[0])
 
 
-def _weight_mismatch(naming: Naming, part: LowRank) -> str:
-    there = naming.base.tensors.get(f"{naming.stored(part.module)}.weight")
-    if there is None:
-        return _missing(naming, part.module, "weight")
-    shape = delta_shape(naming, part)
-    if shape == there.shape:
-        return ""
-    got = f"factors of shape {list(shape)}" if shape else "factors of an unknown layout"
-    packed = f" ({there.dtype})" if there.dtype not in ("F32", "F16", "BF16") else ""
-    base = f"a weight of {list(there.shape)}{packed}"
-    return f"{part.module}: the adapter has {got}, the base {base}"
-
-
-def _missing(naming: Naming, module: str, parameter: str) -> str:
-    tie = naming.base.tied.get(f"{naming.stored(module)}.{parameter}")
-    why = f"; it is tied to {tie}" if tie else ""
-    if naming.base.config.get("quantization_config"):
-        why += "; the base is quantised, give the full-precision one"
-    return f"{module}.{parameter}: the base has no such tensor{why}"
-
-
-def delta_shape(naming: Naming, part: LowRank) -> tuple[int, ...]:
-    """Shape, as stored, of the factors' product; () for a layout outside the formula."""
-    out, rest = part.b.shape[0], part.a.shape[1:]
-    if naming.transposed(part):
-        return (*rest, out)
-    if any(size != 1 for size in part.b.shape[2:]):
-        return ()
-    return (out, *rest)
+def _weight_mismatch(naming: Naming, part: LowRank, config: Mapping[str, Any]) -> str:
+    try:
+        sites(naming, part, config)
+    except BaseMismatch as error:
+        return error.message
+    except NotMergeable:
+        pass  # it fits; why it cannot be merged, a merge says
+    return ""

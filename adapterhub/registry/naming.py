@@ -8,9 +8,10 @@ The catalogue's prefixes relate them, and its `live` names where memory and file
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from adapterhub.base import Base, respelled
 from adapterhub.catalogue import ModelClass
@@ -20,7 +21,32 @@ from adapterhub.methods import LowRank, Replacement
 LEGACY_BUFFERS = re.compile(
     r"(^|\.)(position_ids|token_type_ids|masked_bias|inv_freq|(attn|attention)\.bias)$"
 )
+# `experts.12.w1.weight` → what stands before its last number, the number, what stands behind.
+_LAST_NUMBER = re.compile(r"(.*\.)(0|[1-9][0-9]{0,5})(\.[^0-9].*)")
 WEIGHTS = ("weight", "in_proj_weight")  # the second one is that of a MultiheadAttention
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How a base's files hold a 3-D parameter of the model in memory, if not as itself.
+
+    `parts`: names of stored tensors, with `*` for the expert's number; one expert's, with their
+    rows one below the other, are its matrix. `transposed`: whether the matrix is then stored so.
+    """
+
+    parts: tuple[str, ...]
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Home:
+    """A 3-D tensor that holds, among others, the `number`th of `of` parts of one expert."""
+
+    stored: str
+    expert: int
+    number: int
+    of: int
+    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -51,6 +77,52 @@ class Naming:
             return found or f"{self._usual(part.module)}.{part.parameter}"
         names = [f"{self.stored(part.module)}.{weight}" for weight in WEIGHTS]
         return next((name for name in names if name in self.base.tensors), names[0])
+
+    def fusion(self, part: LowRank) -> Fusion | None:
+        """What the catalogue knows of a 3-D parameter, with stored names."""
+        for known in self._classes():
+            found = _fused_in(known, f"{part.module}.{part.parameter}")
+            if found is not None:
+                fused, names = found
+                return Fusion(tuple(self._restored(n, known) for n in names), fused.transposed)
+        return None
+
+    def _restored(self, name: str, known: ModelClass) -> str:
+        """The stored spelling of a backbone tensor that `known` has as `name`."""
+        backbone = not known.prefix or name.startswith(f"{known.prefix}.")
+        return respelled(name, known.prefix, self.base.prefix) if backbone else name
+
+    def experts(self, pattern: str) -> Mapping[int, str]:
+        """The stored tensors that `pattern` means, by the number for which its `*` stands."""
+        return self._numbered.get(pattern, {})
+
+    @cached_property
+    def _numbered(self) -> Mapping[str, Mapping[int, str]]:
+        found: dict[str, dict[int, str]] = {}
+        for name in self.base.tensors:
+            if numbered := _LAST_NUMBER.fullmatch(name):
+                start, number, end = numbered.groups()
+                found.setdefault(f"{start}*{end}", {})[int(number)] = name
+        return found
+
+    def fused_home(self, module: str) -> Home | None:
+        """Where files that fuse the experts hold the weight of `module`, which is one expert's."""
+        for known in self._classes():
+            for path in dict.fromkeys((module, known.stored_path(module))):
+                for name, fused in _fused(known).items():
+                    home = self._home(known, name, fused, f"{path}.weight")
+                    if home and home.stored in self.base.tensors:
+                        return home
+        return None
+
+    def _home(self, known: ModelClass, name: str, fused: Any, weight: str) -> Home | None:
+        for number, pattern in enumerate(fused.parts):
+            found = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d{1,6})"), weight)
+            if found:
+                *layers, expert = found.groups()
+                stored = self._restored(_filled(name, layers), known)
+                return Home(stored, int(expert), number, len(fused.parts), fused.transposed)
+        return None
 
     def _spellings(self, module: str) -> Iterator[str]:
         """What `module` of the trained model may be called in the files."""
@@ -126,3 +198,18 @@ class Naming:
         found = self.base.model_class
         known = found.module(name.rpartition(".")[0]) if found else None
         return known.kind if known else None
+
+
+def _filled(pattern: str, numbers: Iterable[str]) -> str:
+    """`pattern` with these numbers in the places of its `*`."""
+    rest = iter(numbers)
+    return re.sub(r"\*", lambda _: next(rest), pattern)
+
+
+def _fused(known: ModelClass) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = getattr(known, "fused", {})
+    return found
+
+
+def _fused_in(known: ModelClass, name: str) -> Any:
+    return known.fused_in(name) if hasattr(known, "fused_in") else None
