@@ -10,14 +10,24 @@ model = ah.load_model("nli-graph")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
-from adapterhub.merging import MergePlan, MergeReport, Options, Source, differences
+from adapterhub.formats.roots import adapter_root
+from adapterhub.merging import (
+    MergePlan,
+    MergeReport,
+    Options,
+    Source,
+    differences,
+    options_of,
+    read_report,
+    repeat,
+)
 from adapterhub.merging import plan as plan_of
 from adapterhub.merging import run as run_plan
 from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
@@ -25,6 +35,7 @@ from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from adapterhub.base import Base
     from adapterhub.formats import Format
     from adapterhub.methods import Method
 
@@ -89,6 +100,7 @@ def merge(
     max_shard_size: int | str | None = None,
     force_base: bool = False,
     allow_pickle: bool = False,
+    resume: bool = False,
     registry: Registry | None = None,
     on_plan: Callable[[MergePlan], tuple[Progress, Progress]] | None = None,
 ) -> MergeReport:
@@ -96,8 +108,9 @@ def merge(
 
     `base`: a registered base, a directory, or a Hub id in the Hugging Face cache. `adapters`: refs
     or paths, or pairs of one and its weight. `dtype`: float32, float16, bfloat16. `max_shard_size`:
-    bytes, or a text such as "5GB"; None keeps the base's own files. `on_plan` is given the plan
-    before anything is written, and returns two functions that are told of bytes hashed and written.
+    bytes, or a text such as "5GB"; None keeps the base's own files. `resume`: go on where an
+    interrupted merge of the same inputs was. `on_plan` is given the plan before anything is
+    written, and returns two functions that are told of bytes hashed and written.
 
     Raises BaseMismatch, NotMergeable, OutputError and others, all before `out` exists.
     """
@@ -112,17 +125,23 @@ def merge(
             registry=reg,
         )
         hashing, writing = on_plan(plan) if on_plan else (None, None)
-        return run_plan(plan, Path(out), cache=reg.cache, hashing=hashing, writing=writing)
+        return run_plan(
+            plan, Path(out), cache=reg.cache, hashing=hashing, writing=writing, resume=resume
+        )
 
 
 def _source(registry: Registry, spec: AdapterSpec, allow_pickle: bool) -> Source:
     text, weight = spec if isinstance(spec, tuple) else (spec, 1.0)
-    loaded = registry.load(text, allow_pickle=allow_pickle)
+    return source_of(registry.load(text, allow_pickle=allow_pickle), float(weight))
+
+
+def source_of(loaded: Loaded, weight: float = 1.0) -> Source:
+    """What a merge takes of an adapter that was loaded."""
     manifest = loaded.manifest or {}
     return Source(
         name=loaded.name,
         adapter=loaded.adapter,
-        weight=float(weight),
+        weight=weight,
         digest=loaded.digest,
         adapter_root=manifest.get("adapter_root"),
         base_weights_root=manifest.get("base", {}).get("weights_root"),
@@ -140,6 +159,88 @@ def verify_directory(directory: str | Path, progress: Progress | None = None) ->
     if _holds_manifest(path / checkout.MANIFEST):
         return checkout.differences(path)
     return differences(path, progress)
+
+
+def repeat_merge(
+    directory: str | Path,
+    *,
+    base: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
+    allow_pickle: bool = False,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Merge again without writing, and compare every tensor with `directory`'s adapterhub.json.
+
+    Returns [] or a sentence that names the first tensor that differs. The base is found among the
+    registered ones and the adapters in the registry, by the digests of the report; `base` (a BASE)
+    and `adapters` (all of them, in their order) name them otherwise. `progress` is told of bytes of
+    the result. Raises NotFound for what is not at hand, BaseMismatch for what is another.
+    """
+    report = read_report(Path(directory).expanduser())
+    with _registry(registry) as reg:
+        found = _base_of(report, reg, base)
+        sources = _sources_of(report, reg, adapters, allow_pickle)
+        plan = plan_of(found, sources, options_of(report))
+        return repeat(plan, report, cache=reg.cache, progress=progress)
+
+
+def _base_of(report: Mapping[str, Any], registry: Registry, given: str | Path | None) -> Base:
+    root = report["base"]["weights_root"]
+    found = registry.base.resolve(given) if given else registry.base.find(root, None)
+    if found is None:
+        raise NotFound(
+            f"the base of this merge, {root}, is not among the registered ones",
+            remedy="name it with --base DIR, or register it: adapterhub base add DIR",
+        )
+    if (other := found.weights_root(registry.cache)) != root:
+        raise BaseMismatch(
+            f"{found.path} is not the base of this merge: its weights_root is {other}, that of "
+            f"the report {root}",
+            remedy="give the base that was merged, unchanged",
+        )
+    return found
+
+
+def _sources_of(
+    report: Mapping[str, Any],
+    registry: Registry,
+    given: Sequence[str | Path],
+    allow_pickle: bool,
+) -> list[Source]:
+    entries = report["adapters"]
+    if given and len(given) != len(entries):
+        raise InvalidOption(
+            f"{len(given)} adapters were given, the merge had {len(entries)}",
+            remedy="name all of them, in the order of the merge",
+        )
+    specs: list[str | Path | None] = [*given] or [None] * len(entries)
+    return [
+        _source_again(registry, entry, spec, allow_pickle)
+        for entry, spec in zip(entries, specs, strict=True)
+    ]
+
+
+def _source_again(
+    registry: Registry, entry: Mapping[str, Any], spec: str | Path | None, allow_pickle: bool
+) -> Source:
+    root = entry["adapter_root"]
+    if spec is None and entry["digest"] is None:
+        raise NotFound(
+            f"the merge took an adapter from a path, which the report does not keep ({root})",
+            remedy="name it with --adapter PATH; with several, all of them in their order",
+        )
+    if spec is None:
+        return source_of(registry.load_version(entry["digest"]), entry["weight"])
+    loaded = registry.load(spec, allow_pickle=allow_pickle)
+    source = source_of(loaded, entry["weight"])
+    if (other := source.adapter_root or adapter_root(source.adapter)) != root:
+        raise BaseMismatch(
+            f"{loaded.name} is not the adapter of this merge: its root is {other}, that of the "
+            f"report {root}",
+            remedy="give the adapter that was merged, unchanged",
+        )
+    return source
 
 
 def _holds_manifest(path: Path) -> bool:
@@ -260,5 +361,6 @@ __all__ = [
     "open",
     "parse_size",
     "plan_merge",
+    "repeat_merge",
     "verify_directory",
 ]

@@ -27,6 +27,7 @@ _WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 @click.option("--max-shard-size", help="5GB, 512MiB …; by default the base's own files.")
 @click.option("--force-base", is_flag=True, help="Merge even if another base was recorded.")
 @click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted merge to the same --out.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @json_option
 @quiet_option
@@ -35,6 +36,7 @@ def merge(
     adapters: tuple[str, ...],
     out: Path | None,
     dry_run: bool,
+    resume: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -55,7 +57,9 @@ def merge(
             hashing = bars.enter_context(progress("hashing the base", total))
             return hashing, bars.enter_context(progress("merging", plan.write_bytes))
 
-        report = api.merge(base, specs, out=out, registry=registry, on_plan=on_plan, **options)
+        report = api.merge(
+            base, specs, out=out, resume=resume, registry=registry, on_plan=on_plan, **options
+        )
     if as_json:
         output.print_json(report.to_dict())
     elif quiet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,34 +11,59 @@ from adapterhub.cli import output
 from adapterhub.cli.opening import adapter_argument, open_registry
 from adapterhub.cli.output import json_option, plural, progress, size
 
+if TYPE_CHECKING:
+    from adapterhub.registry import Registry
+
 _ONE = {"versions": "version", "files": "file", "directories": "directory"}
 
 
 @click.command()
 @adapter_argument("what", metavar="[REF|DIR]", required=False)
+@click.option("--repeat", is_flag=True, help="Merge again, without writing, and compare.")
+@click.option("--base", metavar="BASE", help="For --repeat, a base that is not registered.")
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="ADAPTER",
+    multiple=True,
+    help="For --repeat, where an adapter is now that was merged from a path; once for each.",
+)
 @json_option
-def verify(what: str | None, as_json: bool) -> None:
+def verify(
+    what: str | None, repeat: bool, base: str | None, adapters: tuple[str, ...], as_json: bool
+) -> None:
     """Is everything still what it was? Exit code 1 if not.
 
     A version, a merged or exported directory, or without an argument the whole registry.
     """
     with open_registry() as registry:
         directory = registry.as_path(what) if what is not None else None
+        if repeat and directory is None:
+            raise click.UsageError("--repeat takes the directory of a merge.")
+        if not repeat and (base or adapters):
+            raise click.UsageError("--base and --adapter go with --repeat.")
         if directory is not None:
             result = _verify_directory(directory)
+            if repeat and not result["problems"]:
+                result |= _repeat(registry, directory, base, adapters)
         else:
             with progress("verifying files", unit_bytes=False) as advance:
                 result = registry.verify(what, advance)
-    if as_json:
-        output.print_json(result)
-    else:
-        for problem in result["problems"]:
-            click.secho(f"✗ {output.clean(problem)}", fg="red")
-        if not result["problems"]:
-            counts = [plural(n, _ONE[k]) for k, n in result.items() if k in _ONE]
-            click.secho(f"✓ whole: {', '.join(counts)}", fg="green")
+    _print_result(result, as_json)
     if result["problems"]:
         click.get_current_context().exit(1)
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.print_json(result)
+        return
+    for problem in result["problems"]:
+        click.secho(f"✗ {output.clean(problem)}", fg="red")
+    if not result["problems"]:
+        counts = [plural(n, _ONE[k]) for k, n in result.items() if k in _ONE]
+        again = ", and merging again gives the same bytes" if result.get("repeated") else ""
+        click.secho(f"✓ whole: {', '.join(counts)}{again}", fg="green")
 
 
 def _verify_directory(directory: Path) -> dict[str, Any]:
@@ -47,6 +72,19 @@ def _verify_directory(directory: Path) -> dict[str, Any]:
     with progress("verifying") as advance:
         problems = api.verify_directory(directory, advance)
     return {"directories": 1, "problems": problems}
+
+
+def _repeat(
+    registry: Registry, directory: Path, base: str | None, adapters: tuple[str, ...]
+) -> dict[str, Any]:
+    from adapterhub import api
+
+    total = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    with progress("merging again", total) as advance:
+        problems = api.repeat_merge(
+            directory, base=base, adapters=adapters, registry=registry, progress=advance
+        )
+    return {"repeated": True, "problems": problems}
 
 
 @click.command()

@@ -19,7 +19,7 @@ from adapterhub.merging.engine import Written
 from adapterhub.merging.output import check_output
 from adapterhub.merging.plan import MergePlan, Options, Source, plan
 from adapterhub.merging.repeat import repeat
-from adapterhub.merging.report import MergeReport
+from adapterhub.merging.report import MergeReport, options_of
 from adapterhub.merging.verify import differences, read_report
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "check_base",
     "differences",
+    "options_of",
     "plan",
     "read_report",
     "repeat",

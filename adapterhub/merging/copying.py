@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import threading
+from collections.abc import Callable
+from functools import cache
 
 from adapterhub.merging.ranges import Copy
 from adapterhub.tensorfile.reading import buffer, fill, open_regular, refusal
@@ -13,6 +16,7 @@ from adapterhub.tensorfile.reading import buffer, fill, open_regular, refusal
 # EIO may be of either: reading and writing will tell which.
 _CANNOT = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EIO)
 _PIECE_BYTES = 1 << 20
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 class _Scratch(threading.local):
@@ -61,3 +65,26 @@ def write_at(fd: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(fd, data[done:], offset + done)
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """Linux's call of that name, which Python does not offer."""
+    try:
+        function = ctypes.CDLL(None).sync_file_range
+    except (AttributeError, OSError, TypeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    function.restype = ctypes.c_int
+    call: Callable[[int, int, int, int], int] = function
+    return call
+
+
+def start_writeback(fd: int, offset: int, nbytes: int) -> None:
+    """Let the disk begin now, so that the sync at the end finds little left to do.
+
+    Without it the kernel waits until much memory is dirty, and then makes the writers wait. It is
+    advice: what fails here, the sync will tell.
+    """
+    if (call := _sync_file_range()) and nbytes:
+        call(fd, offset, nbytes, _SYNC_FILE_RANGE_WRITE)

@@ -171,10 +171,14 @@ class _Shards:
         copying.write_at(fd, memoryview(shard.header), 0)
 
     def copy(self, shard: ShardLayout, job: Copy) -> None:
-        copying.copy(job, self._open[shard.filename][0])
+        fd = self._open[shard.filename][0]
+        copying.copy(job, fd)
+        copying.start_writeback(fd, job.target, job.nbytes)
 
     def write_at(self, shard: ShardLayout, data: memoryview, offset: int) -> None:
-        copying.write_at(self._open[shard.filename][0], data, offset)
+        fd = self._open[shard.filename][0]
+        copying.write_at(fd, data, offset)
+        copying.start_writeback(fd, offset, len(data))
 
     def _entry(self, shard: ShardLayout) -> Entry:
         digests = {spec.name: self._collector.digest_of(spec.name) for spec in shard.specs}

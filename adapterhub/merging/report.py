@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterhub import digest
 from adapterhub.merging.engine import Written
-from adapterhub.merging.work import Fate, MergePlan, Source
+from adapterhub.merging.work import Fate, MergePlan, Options, Source
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ def _resume_notes(written: Written, count: int) -> list[str]:
 
 def to_bytes(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def options_of(report: Mapping[str, Any]) -> Options:
+    """The options with which the merge of an adapterhub.json is made again, on that very base."""
+    return Options(**report["options"], force_base=True)
 
 
 def _source(source: Source) -> dict[str, Any]:

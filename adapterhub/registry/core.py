@@ -81,7 +81,13 @@ class Registry:
         if path is not None:
             reading = loading.read(path, allow_pickle)
             return Loaded(str(path), inspection.require(reading), path)
-        name, digest = self.store.resolve(str(text))
+        return self._loaded(*self.store.resolve(str(text)))
+
+    def load_version(self, digest: str) -> Loaded:
+        """The version with this digest, under whatever names. Raises NotFound."""
+        return self._loaded("version", digest)
+
+    def _loaded(self, name: str, digest: str) -> Loaded:
         manifest = self.store.manifest(digest)
         for entry in manifest["files"]:
             self.store.verify_blob(entry["sha256"])
