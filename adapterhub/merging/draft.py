@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +9,13 @@ import numpy as np
 
 from adapterhub.base import Base
 from adapterhub.errors import NotMergeable
+from adapterhub.merging.layers import refuse_convolution, times
+from adapterhub.merging.slabs import Slabs
 from adapterhub.merging.work import OUTPUT_DTYPES, Fate, Options, Slab, Source, Term, Work
 from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement
+from adapterhub.registry.experts import Site
 from adapterhub.registry.fit import Naming
+from adapterhub.registry.places import sites, stored_names
 from adapterhub.tensorfile import Tensor
 
 FLOATS = ("F32", "F16", "BF16")  # what the formula of DESIGN §4 covers
@@ -28,8 +31,7 @@ class Draft:
         self.sources = sources
         self.options = options
         self._touched: list[tuple[int, str, str, str]] = []  # source, tensor, verb, stored name
-        self.terms: dict[str, list[Term]] = {}
-        self.layouts: dict[str, tuple[tuple[int, ...], bool]] = {}  # of a slab: shape, transposed
+        self.slabs: dict[str, Slabs] = {}  # by the stored tensor
         self.replacements: dict[str, tuple[Replacement, list[int]]] = {}  # and who brings it
 
     def add(self, number: int, part: Part) -> None:
@@ -86,15 +88,41 @@ class Draft:
             )
 
     def _add_low_rank(self, number: int, part: LowRank) -> None:
-        stored = f"{self.naming.stored(part.module)}.weight"
-        self._refuse_tied(stored)
+        source = self.sources[number]
         self._refuse_unknown_layout(number, part)
-        for role, tensor in zip(part.roles, (part.a, part.b), strict=True):
+        refuse_convolution(self.naming, part)
+        _refuse_magnitude(source, part)
+        found = sites(self.naming, part, source.adapter.config)
+        for stored in dict.fromkeys(site.stored for site in found):
+            self._refuse_tied(stored)
+        for role, tensor in zip(part.roles, _tensors(part), strict=True):
             _refuse_factor(f"{part.module}.{role}", tensor)
-            self._fate(number, part.module, role, "merged into", stored)
-        self.layouts[stored] = (delta_shape(part), self.naming.transposed(part))
-        scale = self._coefficient(number, part.scale)
-        self.terms.setdefault(stored, []).append(Term(number, part.module, part.a, part.b, scale))
+        count = times(self.naming, source.adapter, part)
+        self._low_rank_fates(number, part, found, count)
+        scale = self._coefficient(number, part.scale * count)
+        for site in found if count else ():
+            self._add_site(number, part, site, scale)
+
+    def _add_site(self, number: int, part: LowRank, site: Site, scale: np.float32) -> None:
+        key = part.module if part.parameter is None else f"{part.module}.{part.parameter}"
+        key = key if site.expert is None else f"{key}[{site.expert}]"
+        term = Term(number, key, site.a, site.b, scale)
+        slab = Slab(site.shape, (term,), site.first, site.transposed, part.magnitude)
+        self._add_slab(site.stored, slab)
+
+    def _add_slab(self, stored: str, slab: Slab) -> None:
+        self.slabs.setdefault(stored, Slabs(stored, self.sources)).add(slab)
+
+    def _low_rank_fates(
+        self, number: int, part: LowRank, found: Sequence[Site], count: int
+    ) -> None:
+        stored = list(dict.fromkeys(site.stored for site in found))
+        verb = (
+            "merged into" if count else "not merged, since torch's attention never calls it, into"
+        )
+        verb = f"{verb} {len(stored)} tensors, the first of them" if len(stored) > 1 else verb
+        for role in part.roles:
+            self._fate(number, part.module, role, verb, stored[0])
 
     def _add_bias(self, number: int, part: BiasDelta) -> None:
         stored = f"{self.naming.stored(part.module)}.bias"
@@ -102,7 +130,8 @@ class Draft:
         refuse_dtype(stored, self.base.tensors[stored].dtype, self.base.path)
         _refuse_factor(key, part.value)
         scale = self._coefficient(number, part.scale)
-        self.terms.setdefault(stored, []).append(Term(number, key, None, part.value, scale))
+        term = Term(number, key, None, part.value, scale)
+        self._add_slab(stored, Slab(part.value.shape, (term,)))
         self._fate(number, part.module, part.role, "added to", stored)
 
     def _add_replacement(self, number: int, part: Replacement) -> None:
@@ -134,9 +163,9 @@ class Draft:
 
     def refuse_conflicts(self) -> None:
         """An adapter may add to what it has itself replaced, not to what another one has."""
-        for stored in sorted(self.terms.keys() & self.replacements.keys()):
+        for stored in sorted(self.slabs.keys() & self.replacements.keys()):
             providers = self.replacements[stored][1]
-            for term in self.terms[stored]:
+            for term in self.slabs[stored].terms:
                 if term.source not in providers:
                     raise NotMergeable(
                         f"{self.sources[providers[0]].name} replaces {stored}, and "
@@ -179,16 +208,9 @@ class Draft:
             shape=value.shape,
             value=value,
             stored=stored,
-            slabs=self._slabs(stored),
+            slabs=self.slabs[stored].ordered() if stored in self.slabs else (),
             replaces=claim is not None,
         )
-
-    def _slabs(self, stored: str) -> tuple[Slab, ...]:
-        terms = tuple(self.terms.get(stored, ()))
-        if not terms:
-            return ()
-        shape, transposed = self.layouts.get(stored, (terms[0].b.shape, False))
-        return (Slab(shape, terms, transposed=transposed),)
 
     def _output_dtype(self, name: str, dtype: str) -> str:
         if self.options.dtype is None or dtype not in (*FLOATS, "F64"):
@@ -208,8 +230,7 @@ def refuse_packed(base: Base, meaning: Meaning) -> None:
     """
     naming = Naming(base)
     for part in meaning:
-        stored = f"{naming.stored(part.module)}.weight"
-        if isinstance(part, LowRank) and stored in base.tensors:
+        for stored in stored_names(naming, part) if isinstance(part, LowRank) else ():
             refuse_dtype(stored, base.tensors[stored].dtype, base.path)
 
 
@@ -221,9 +242,24 @@ def refuse_dtype(name: str, dtype: str, path: Path) -> None:
         )
 
 
-def delta_shape(part: LowRank) -> tuple[int, int]:
-    """The formula's (out, in)."""
-    return part.b.shape[0], math.prod(part.a.shape[1:])
+def _tensors(part: LowRank) -> tuple[Tensor, ...]:
+    return (part.a, part.b) if part.magnitude is None else (part.a, part.b, part.magnitude)
+
+
+def _refuse_magnitude(source: Source, part: LowRank) -> None:
+    if part.magnitude is None:
+        return
+    if source.weight != 1.0:
+        raise NotMergeable(
+            f"{source.name} has a DoRA magnitude for {part.module}, which cannot be scaled by "
+            f"{source.weight:g}",
+            remedy="give this adapter weight 1",
+        )
+    if part.layout == "experts":
+        raise NotMergeable(
+            f"{part.module} has a DoRA magnitude for factors of several experts",
+            remedy="PEFT trains none: check where the adapter comes from",
+        )
 
 
 def _refuse_factor(name: str, tensor: Tensor) -> None:
