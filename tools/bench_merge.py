@@ -16,7 +16,8 @@ process with Python's start and imports:
 
 Before each, outside of the timed part: the last output is deleted, all is synced, and the inputs
 are read once. So the page cache is warm for reading (nothing is dropped from it), and nobody pays
-for the dirty pages of another; copy and merge pay for bringing their own to the disk.
+for the dirty pages of another; copy and merge pay for bringing their own to the disk. One copy
+and one merge run before the rounds and do not count.
 
 The second mode merges models of growing size: memory should stay flat, time be linear.
 The work directory, up to three and a half times the model, is removed at the end, unless --keep.

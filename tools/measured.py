@@ -8,6 +8,7 @@ it starts at what the parent had.)
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -21,7 +22,8 @@ from typing import IO, Any, NamedTuple
 
 PERIOD = 0.01
 FAMILY_PERIOD = 0.1
-_FIELDS = ("RssAnon", "RssFile", "RssShmem", "VmHWM")
+_NAMES = (b"VmHWM", b"RssAnon", b"RssFile", b"RssShmem")
+_FIELDS = re.compile(rb"^(VmHWM|Rss\w+):\s+(\d+) kB$", re.MULTILINE)
 
 
 class Memory(NamedTuple):
@@ -143,13 +145,19 @@ class _Sampler(threading.Thread):
 
 
 def _memory(pid: int) -> Memory:
-    """Now; nothing for a process that is gone."""
+    """Now; nothing for a process that is gone. Few calls: it runs beside what is being timed."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return Memory()
-    values = dict(line.split(":", 1) for line in lines)
-    return Memory(*(1024 * int(values[name].split()[0]) for name in _FIELDS if name in values))
+        fd = os.open(f"/proc/{pid}/status", os.O_RDONLY)
+    except OSError:
+        return NOTHING
+    try:
+        found = dict(_FIELDS.findall(os.read(fd, 8192)))
+    except ProcessLookupError:
+        return NOTHING
+    finally:
+        os.close(fd)
+    high, *kinds = (1024 * int(found.get(name, 0)) for name in _NAMES)
+    return Memory(*kinds, high)
 
 
 def _descendants(pid: int) -> Iterator[int]:

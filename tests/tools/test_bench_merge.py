@@ -76,6 +76,20 @@ def test_pefts_path_is_measured_too(tmp_path):
     assert record["rounds"][0]["peft"]["memory"]["anonymous"] > 100 * MB
 
 
+def test_terminated_it_clears_away_too(tmp_path):
+    command = [sys.executable, "tools/bench_merge.py", "--parameters", str(TINY)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    started = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not list(tmp_path.glob("bench-merge-*/adapter-64")):
+        assert started.poll() is None
+        time.sleep(0.01)
+    started.terminate()
+    assert started.wait(30) == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
