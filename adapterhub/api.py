@@ -26,9 +26,9 @@ from adapterhub.merging import (
     differences,
     options_of,
     read_report,
-    repeat,
 )
 from adapterhub.merging import plan as plan_of
+from adapterhub.merging import repeat as repeat_plan
 from adapterhub.merging import run as run_plan
 from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
 
@@ -148,41 +148,43 @@ def source_of(loaded: Loaded, weight: float = 1.0) -> Source:
     )
 
 
-def verify_directory(directory: str | Path, progress: Progress | None = None) -> list[str]:
+def verify_directory(
+    directory: str | Path,
+    progress: Progress | None = None,
+    *,
+    repeat: bool = False,
+    base: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
+    allow_pickle: bool = False,
+    registry: Registry | None = None,
+    repeating: Progress | None = None,
+) -> list[str]:
     """In what a merged or exported directory differs from its adapterhub.json, a sentence each.
 
-    `progress` is told of bytes hashed. Raises NotFound, SchemaError.
+    `repeat`: then merge again, without writing, and compare every tensor with what the report
+    says; the first that differs is named. The base is found among the registered ones and the
+    adapters in the registry, by the digests of the report; `base` (a BASE) and `adapters` (all of
+    them, in their order) name them otherwise. `progress` is told of bytes hashed, `repeating` of
+    bytes merged.
+
+    Raises NotFound for what is not at hand, BaseMismatch for what is another, SchemaError.
     """
     path = Path(directory).expanduser()
     if not path.is_dir():
         raise NotFound(f"{path} is not a directory", remedy="verify takes a REF or a directory")
     if _holds_manifest(path / checkout.MANIFEST):
+        if repeat:
+            raise InvalidOption(f"{path} is an exported adapter", remedy="--repeat is for merges")
         return checkout.differences(path)
-    return differences(path, progress)
-
-
-def repeat_merge(
-    directory: str | Path,
-    *,
-    base: str | Path | None = None,
-    adapters: Sequence[str | Path] = (),
-    allow_pickle: bool = False,
-    registry: Registry | None = None,
-    progress: Progress | None = None,
-) -> list[str]:
-    """Merge again without writing, and compare every tensor with `directory`'s adapterhub.json.
-
-    Returns [] or a sentence that names the first tensor that differs. The base is found among the
-    registered ones and the adapters in the registry, by the digests of the report; `base` (a BASE)
-    and `adapters` (all of them, in their order) name them otherwise. `progress` is told of bytes of
-    the result. Raises NotFound for what is not at hand, BaseMismatch for what is another.
-    """
-    report = read_report(Path(directory).expanduser())
+    found = differences(path, progress)
+    if found or not repeat:
+        return found
+    report = read_report(path)
     with _registry(registry) as reg:
-        found = _base_of(report, reg, base)
+        at_hand = _base_of(report, reg, base)
         sources = _sources_of(report, reg, adapters, allow_pickle)
-        plan = plan_of(found, sources, options_of(report))
-        return repeat(plan, report, cache=reg.cache, progress=progress)
+        plan = plan_of(at_hand, sources, options_of(report))
+        return repeat_plan(plan, report, cache=reg.cache, progress=repeating)
 
 
 def _base_of(report: Mapping[str, Any], registry: Registry, given: str | Path | None) -> Base:
@@ -361,6 +363,5 @@ __all__ = [
     "open",
     "parse_size",
     "plan_merge",
-    "repeat_merge",
     "verify_directory",
 ]

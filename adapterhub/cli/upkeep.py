@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from adapterhub.cli import output
 from adapterhub.cli.opening import adapter_argument, open_registry
 from adapterhub.cli.output import json_option, plural, progress, size
-
-if TYPE_CHECKING:
-    from adapterhub.registry import Registry
 
 _ONE = {"versions": "version", "files": "file", "directories": "directory"}
 
@@ -43,9 +41,9 @@ def verify(
         if not repeat and (base or adapters):
             raise click.UsageError("--base and --adapter go with --repeat.")
         if directory is not None:
-            result = _verify_directory(directory)
-            if repeat and not result["problems"]:
-                result |= _repeat(registry, directory, base, adapters)
+            result = _verify_directory(
+                directory, repeat, registry=registry, base=base, adapters=adapters
+            )
         else:
             with progress("verifying files", unit_bytes=False) as advance:
                 result = registry.verify(what, advance)
@@ -66,25 +64,22 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
         click.secho(f"✓ whole: {', '.join(counts)}{again}", fg="green")
 
 
-def _verify_directory(directory: Path) -> dict[str, Any]:
-    from adapterhub import api
-
-    with progress("verifying") as advance:
-        problems = api.verify_directory(directory, advance)
-    return {"directories": 1, "problems": problems}
-
-
-def _repeat(
-    registry: Registry, directory: Path, base: str | None, adapters: tuple[str, ...]
-) -> dict[str, Any]:
+def _verify_directory(directory: Path, repeat: bool, **options: Any) -> dict[str, Any]:
     from adapterhub import api
 
     total = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    with progress("merging again", total) as advance:
-        problems = api.repeat_merge(
-            directory, base=base, adapters=adapters, registry=registry, progress=advance
+    with progress("verifying", total) as advance, ExitStack() as later:
+        bars: list[output.Progress] = []
+
+        def repeating(amount: int) -> None:
+            if not bars:  # the second bar begins when the first is full
+                bars.append(later.enter_context(progress("merging again", total)))
+            bars[0](amount)
+
+        problems = api.verify_directory(
+            directory, advance, repeat=repeat, repeating=repeating, **options
         )
-    return {"repeated": True, "problems": problems}
+    return {"directories": 1, "repeated": repeat and not problems, "problems": problems}
 
 
 @click.command()
