@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 PERIOD = 0.01
 FAMILY_PERIOD = 0.1
-_NAMES = (b"VmHWM", b"RssAnon", b"RssFile", b"RssShmem")
+_NAMES = (b"RssAnon", b"RssFile", b"RssShmem", b"VmHWM")
 _FIELDS = re.compile(rb"^(VmHWM|Rss\w+):\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -91,7 +91,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> Measured:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), n) for n, file in ((1, out), (2, err))]
         start = time.perf_counter()
-        pid = os.posix_spawn(program, command, environment, file_actions=actions)
+        pid = os.posix_spawn(program, [*command], environment, file_actions=actions)
         sampler = _Sampler(pid)
         sampler.start()
         try:
@@ -132,8 +132,8 @@ class _Sampler(threading.Thread):
     def run(self) -> None:
         family, looked = [self.pid], time.monotonic()
         while True:
-            found = [_memory(pid) for pid in family]
-            self.peak = self.peak.or_higher(Memory(*map(sum, zip(*found, strict=True))))
+            kinds = zip(*(_memory(pid) for pid in family), strict=True)
+            self.peak = self.peak.or_higher(Memory(*(sum(kind) for kind in kinds)))
             if self._stopped.wait(PERIOD):
                 return
             if time.monotonic() - looked > FAMILY_PERIOD:
@@ -156,8 +156,7 @@ def _memory(pid: int) -> Memory:
         return NOTHING
     finally:
         os.close(fd)
-    high, *kinds = (1024 * int(found.get(name, 0)) for name in _NAMES)
-    return Memory(*kinds, high)
+    return Memory(*(1024 * int(found.get(name, 0)) for name in _NAMES))
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -75,7 +75,7 @@ def peak_anonymous(rounds: Sequence[Round], names: Sequence[str] = MERGES) -> fl
 
 
 def targets(rounds: Sequence[Round]) -> list[Target]:
-    """The issue's own, in its order; `times` of something is always the median of paired rounds."""
+    """What merging is measured by; each a median over paired rounds, but the memory a maximum."""
     return [
         _speed(rounds, R16, 1.3),
         _speed(rounds, R64, 1.5),
