@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,15 +58,24 @@ def merge(
             hashing = bars.enter_context(progress("hashing the base", total))
             return hashing, bars.enter_context(progress("merging", plan.write_bytes))
 
-        report = api.merge(
-            base, specs, out=out, resume=resume, registry=registry, on_plan=on_plan, **options
-        )
+        try:
+            report = api.merge(
+                base, specs, out=out, resume=resume, registry=registry, on_plan=on_plan, **options
+            )
+        except KeyboardInterrupt:
+            _say_how_to_go_on(out)
+            raise
     if as_json:
         output.print_json(report.to_dict())
     elif quiet:
         click.echo(report.weights_root)
     else:
         _print_report(report)
+
+
+def _say_how_to_go_on(out: Path) -> None:
+    if (partial := out.absolute().with_name(f"{out.absolute().name}.partial")).is_dir():
+        click.echo(f"\n{partial} keeps the files that are whole; --resume goes on there", err=True)
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -77,26 +87,36 @@ def split_weight(text: str) -> tuple[str, float]:
 
 
 def _print_plan(plan: MergePlan, as_json: bool) -> None:
-    counts: dict[str, int] = {}
-    for work in plan.works.values():
-        counts[work.action] = counts.get(work.action, 0) + 1
+    from adapterhub.merging.ranges import listing, memory
+    from adapterhub.tensorfile import usable_cores
+
+    ranges = listing(plan)
+    copied = sum(item["bytes"] for item in ranges if item["do"] == "copy")
+    computed = sum(item["bytes"] for item in ranges) - copied
+    needed = memory(plan, usable_cores())
     facts = {
         "base": str(plan.base.path),
         "adapters": [f"{short_ref(s.name)} × {s.weight:g}" for s in plan.sources],
         "makes a": plan.model_class,
-        "tensors": counts,
+        "tensors": dict(Counter(work.action for work in plan.works.values())),
         "left out": plan.left_out,
         "reads": size(plan.read_bytes),
-        "writes": size(plan.write_bytes),
+        "writes": f"{size(plan.write_bytes)}: {size(copied)} copied, {size(computed)} computed",
+        "memory": f"about {size(needed)}",
         "files": [*(shard.filename for shard in plan.shards), *plan.companions, "config.json"],
+        "notes": plan.notes,
     }
     if as_json:
         fates = [
             {"adapter": plan.sources[f.source].name, "tensor": f.tensor, "fate": f.fate}
             for f in plan.fates
         ]
-        sizes = {"read_bytes": plan.read_bytes, "write_bytes": plan.write_bytes}
-        output.print_json(facts | sizes | {"fates": fates})
+        sizes = {
+            "read_bytes": plan.read_bytes,
+            "write_bytes": plan.write_bytes,
+            "memory_bytes": needed,
+        }
+        output.print_json(facts | sizes | {"ranges": ranges, "fates": fates})
         return
     output.print_facts(facts, title="plan (nothing is written)")
     click.echo()

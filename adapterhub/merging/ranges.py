@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adapterhub.digest import CHUNK_BYTES
 from adapterhub.merging.work import MergePlan, Term, Work
@@ -80,6 +81,27 @@ def _chunks(work: Work, target: int, nbytes: int) -> Iterator[Compute]:
     """Also of an empty tensor there is one, for its digest."""
     for start in range(0, max(nbytes, 1), CHUNK_BYTES):
         yield Compute(target + start, work, start, min(CHUNK_BYTES, nbytes - start))
+
+
+def listing(plan: MergePlan) -> list[dict[str, Any]]:
+    """Every byte range of the output as plain data: `copy` from a file, or `merge` a tensor."""
+    found: list[dict[str, Any]] = []
+    for shard in plan.shards:
+        for item in ranges(shard, plan.works):
+            said = _said(shard, item)
+            last = found[-1] if found else {}
+            if said["do"] != "copy" and last.get("tensor") == said["tensor"]:
+                last["bytes"] += said["bytes"]
+            else:
+                found.append(said)
+    return found
+
+
+def _said(shard: ShardLayout, item: Range) -> dict[str, Any]:
+    place = {"file": shard.filename, "start": item.target, "bytes": item.nbytes}
+    if isinstance(item, Copy):
+        return place | {"do": "copy", "from": item.path.name, "from_start": item.offset}
+    return place | {"do": item.work.action, "tensor": item.work.name}
 
 
 def memory(plan: MergePlan, threads: int) -> int:
