@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -36,6 +36,7 @@ from adapterhub.tensorfile import ShardLayout, index_json, read_header, tensor_d
 
 Progress = Callable[[int], None]
 INDEX = "model.safetensors.index.json"
+UNSYNCED = 8  # finished shards that may wait for the disk
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class _Shards:
 
     def write(self, threads: int | None) -> None:
         """All shards; syncing one overlaps with computing the next."""
-        endings: list[Future[None]] = []
+        endings: deque[Future[None]] = deque()
         with ExitStack() as stack, ThreadPoolExecutor(1, "sync") as syncing:
             stack.callback(self._close_all)
             for done in stream(self._plan, self._missing(), self, threads):
@@ -145,6 +146,8 @@ class _Shards:
                 if done.range is None:
                     entry = self._entry(done.shard)
                     endings.append(syncing.submit(self._finish, done.shard, entry))
+                if len(endings) > UNSYNCED:  # many small files must not all be open
+                    endings.popleft().result()
             for ending in endings:
                 ending.result()
 
