@@ -52,6 +52,7 @@ class Model:
     labels: int = 0
     shard: str | None = None
     says: str | None = None  # what config.json says instead of `saved`, as on the Hub
+    fused_files: bool = False  # the files fuse experts, as the model in memory does
 
 
 def same(id: str, config: str, fields: dict[str, Any], name: str, **lora: Any) -> Model:
