@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Base:
     checkpoint: Checkpoint
     on_note: Callable[[str], None] | None = None
     fingerprints: Mapping[Path, list[int]] = field(default_factory=dict)
+    borrowed: Mapping[str, str] = field(default_factory=dict)  # see `in_memory`
 
     @property
     def tensors(self) -> Mapping[str, FileTensor]:
@@ -123,13 +124,36 @@ class Base:
     @cached_property
     def ties(self) -> Mapping[str, str]:
         """Pairs that share one weight in the loaded model, stored once or twice; stored names."""
-        found = self.model_class
-        if found is None:
-            return {}
-        pairs = found.tied_in(self.config).items()
-        return {self._stored(a, found): self._stored(b, found) for a, b in pairs}
+        return self.ties_in(self.model_class) if self.model_class else {}
 
-    def _stored(self, name: str, found: ModelClass) -> str:
+    def ties_in(self, found: ModelClass) -> Mapping[str, str]:
+        """The same for these files in a model of the class `found`."""
+        pairs = found.tied_in(self.config).items()
+        return {self.stored_as(a, found): self.stored_as(b, found) for a, b in pairs}
+
+    def in_memory(self, found: ModelClass | None) -> Base:
+        """A view of the base with the tensors that a model of the class `found` shares.
+
+        `borrowed` maps each of them that the files lack to the stored tensor that it shares. Only
+        names and shapes of a view are for use: its digests would be those of no checkpoint.
+        """
+        borrowed: dict[str, str] = {}
+        for group in groups(self.ties_in(found) if found else {}):
+            there = [name for name in group if name in self.tensors]
+            borrowed |= {name: there[0] for name in group if there and name not in there}
+        if not borrowed:
+            return self
+        shared = {name: self.tensors[partner] for name, partner in borrowed.items()}
+        return self.with_tensors({**self.tensors, **shared}, borrowed)
+
+    def with_tensors(self, tensors: Mapping[str, FileTensor], borrowed: Mapping[str, str]) -> Base:
+        """A view, as `in_memory`, with other tensors."""
+        return replace(
+            self, checkpoint=replace(self.checkpoint, tensors=tensors), borrowed=borrowed
+        )
+
+    def stored_as(self, name: str, found: ModelClass) -> str:
+        """What these files call the tensor that the class `found` calls `name`."""
         if found.is_head(name.rpartition(".")[0]):
             return name
         return respelled(name, found.prefix, self.prefix)
@@ -228,6 +252,14 @@ def open_base(path: Path, *, on_note: Callable[[str], None] | None = None) -> Ba
         raise InvalidBase(error.message, remedy=error.remedy, details=error.details) from error
     files = (path / CONFIG, *checkpoint.files)
     return Base(path, config, checkpoint, on_note, fingerprints(files))
+
+
+def groups(ties: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """The tensors that share one weight, by pairs: what the others share, then the others."""
+    found: dict[str, list[str]] = {}
+    for name, source in ties.items():
+        found.setdefault(source, [source]).append(name)
+    return tuple(tuple(names) for names in found.values())
 
 
 def respelled(name: str, old: str, new: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from adapterhub.errors import BaseMismatch
 from adapterhub.merging.work import Work
 from adapterhub.registry.fit import LABELLED, Naming
 
+TIED = "tie_word_embeddings"
 # Small files of a checkpoint that say something about the model, not about its training.
 OTHER_FILES = (
     "generation_config.json",
@@ -33,20 +35,41 @@ def files(base: Base) -> Mapping[str, Path]:
     return {name: base.path / name for name in names if (base.path / name).is_file()}
 
 
-def config(
-    naming: Naming, works: Mapping[str, Work], labels: Sequence[str], dtype: str | None
-) -> Mapping[str, Any]:
+@dataclass(frozen=True)
+class Changes:
+    """What a merge changes of what config.json says; `tokens`: another number of them, or None."""
+
+    labels: Sequence[str] = ()
+    dtype: str | None = None
+    tokens: int | None = None
+    untied: bool = False
+
+
+def config(naming: Naming, works: Mapping[str, Work], changes: Changes) -> Mapping[str, Any]:
     """config.json of the result: the base's, changed only where the merge changes what it says."""
     result = dict(naming.base.config)
     if naming.target is not None:
         result["architectures"] = [naming.target.name]
     count = _label_count(naming.result, works)
-    if count is not None and (named := _labelled(naming, count, labels)):
+    if count is not None and (named := _labelled(naming, count, changes.labels)):
         result |= named
         result.pop("num_labels", None)
-    if dtype is not None:
-        result["dtype" if "dtype" in result else "torch_dtype"] = dtype
+    if changes.dtype is not None:
+        result["dtype" if "dtype" in result else "torch_dtype"] = changes.dtype
+    if changes.tokens is not None:
+        result = _said(result, "vocab_size", changes.tokens)
+    if changes.untied:
+        result = {**_said(result, TIED, False), TIED: False}
     return result
+
+
+def _said(config: Mapping[str, Any], key: str, value: object) -> dict[str, Any]:
+    """The config with this value where the key stands, be it in the part for text; else on top."""
+    text = config.get("text_config")
+    if not isinstance(text, dict) or (key in config and key not in text):
+        return {**config, key: value}
+    top = {key: value} if key in config else {}
+    return {**config, **top, "text_config": {**text, key: value}}
 
 
 def _labelled(naming: Naming, count: int, labels: Sequence[str]) -> dict[str, Any]:

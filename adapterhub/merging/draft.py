@@ -10,12 +10,15 @@ import numpy as np
 from adapterhub.base import Base
 from adapterhub.errors import NotMergeable
 from adapterhub.merging.layers import refuse_convolution, times
+from adapterhub.merging.rows import Rows
 from adapterhub.merging.slabs import Slabs
+from adapterhub.merging.ties import Settled, same_bytes, settle
 from adapterhub.merging.work import OUTPUT_DTYPES, Fate, Options, Slab, Source, Term, Work
-from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement
+from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows
 from adapterhub.registry.experts import Site
 from adapterhub.registry.fit import Naming
 from adapterhub.registry.places import sites, stored_names
+from adapterhub.registry.tied import is_saved_copy
 from adapterhub.tensorfile import Tensor
 
 FLOATS = ("F32", "F16", "BF16")  # what the formula of DESIGN §4 covers
@@ -32,7 +35,10 @@ class Draft:
         self.options = options
         self._touched: list[tuple[int, str, str, str]] = []  # source, tensor, verb, stored name
         self.slabs: dict[str, Slabs] = {}  # by the stored tensor
+        self.rows: dict[str, Rows] = {}
         self.replacements: dict[str, tuple[Replacement, list[int]]] = {}  # and who brings it
+        self.settled = Settled({})
+        self._same: dict[tuple[Tensor, Tensor], bool] = {}
 
     def add(self, number: int, part: Part) -> None:
         """Take in one part of adapter `number`. Raises NotMergeable."""
@@ -43,7 +49,13 @@ class Draft:
         elif isinstance(part, Replacement):
             self._add_replacement(number, part)
         else:
-            raise NotMergeable(f"{part.module}.{part.role}: token rows come with a later version")
+            self._add_rows(number, part)
+
+    def add_spread(self, number: int, part: Part) -> None:
+        """As `add`, for what a part of the adapter says of another name of the same weight."""
+        told = len(self._touched)
+        self.add(number, part)
+        del self._touched[told:]
 
     def _fate(self, number: int, module: str, role: str, verb: str, stored: str) -> None:
         self._touched.append((number, f"{module}.{role}", verb, stored))
@@ -57,6 +69,8 @@ class Draft:
         )
 
     def _written(self, stored: str) -> str | None:
+        if partner := self.settled.shared.get(stored):
+            return f"{self._written(partner)}, which {stored} shares"
         return self.naming.written(stored) if stored in self.base.tensors else stored
 
     def _coefficient(self, number: int, scale: float) -> np.float32:
@@ -69,13 +83,6 @@ class Draft:
                 remedy="correct lora_alpha or the weight",
             )
         return coefficient
-
-    def _refuse_tied(self, stored: str) -> None:
-        if pair := self.naming.tie(stored):
-            raise NotMergeable(
-                f"{stored} is one of a tied pair ({pair[0]} and {pair[1]} share one weight)",
-                remedy="a later version unties them; until then leave it out of the adapter",
-            )
 
     def _refuse_unknown_layout(self, number: int, part: LowRank) -> None:
         """GPT-2's Conv1D stores (in, out), which a square weight does not show."""
@@ -93,8 +100,6 @@ class Draft:
         refuse_convolution(self.naming, part)
         _refuse_magnitude(source, part)
         found = sites(self.naming, part, source.adapter.config)
-        for stored in dict.fromkeys(site.stored for site in found):
-            self._refuse_tied(stored)
         for role, tensor in zip(part.roles, _tensors(part), strict=True):
             _refuse_factor(f"{part.module}.{role}", tensor)
         count = times(self.naming, source.adapter, part)
@@ -135,25 +140,51 @@ class Draft:
         self._fate(number, part.module, part.role, "added to", stored)
 
     def _add_replacement(self, number: int, part: Replacement) -> None:
-        source = self.sources[number]
-        if source.weight != 1.0:
-            raise NotMergeable(
-                f"{source.name} replaces {part.module}.{part.parameter}; a replacement cannot "
-                f"be taken with weight {source.weight:g}",
-                remedy="give this adapter weight 1",
-            )
         name = f"{self.naming.stored(part.module)}.{part.parameter}"
         there = self.base.tensors.get(name)
+        if there and self.same(part.value, there):
+            self._fate(number, part.module, part.role, "the same as the base's", name)
+            return
+        self._refuse_weight(number, f"{part.module}.{part.parameter}")
         name = name if there else self.naming.new(part)
-        self._refuse_tied(name)
         if there:
             _refuse_conversion(name, part.value.dtype, there.dtype)
         self._claim(number, name, part)
         self._fate(number, part.module, part.role, "replaces" if there else "adds", name)
 
+    def _add_rows(self, number: int, part: TokenRows) -> None:
+        stored = f"{self.naming.stored(part.module)}.weight"
+        self._refuse_weight(number, f"rows of {stored}")
+        refuse_dtype(stored, self.base.tensors[stored].dtype, self.base.path)
+        _refuse_conversion(stored, part.value.dtype, self.base.tensors[stored].dtype)
+        if f"{stored.removesuffix('.weight')}.bias" in self.base.tensors:
+            raise NotMergeable(
+                f"{part.module} has rows for single tokens, and {stored} a bias beside it, which "
+                "PEFT leaves out of what it computes in that case",
+                remedy="train the whole embedding instead, with modules_to_save",
+            )
+        self.rows.setdefault(stored, Rows(stored, self.sources)).add(number, part)
+        verb = f"replaces {len(part.indices)} rows of"
+        self._fate(number, part.module, part.role, verb, stored)
+
+    def _refuse_weight(self, number: int, what: str) -> None:
+        source = self.sources[number]
+        if source.weight != 1.0:
+            raise NotMergeable(
+                f"{source.name} replaces {what}; a replacement cannot be taken with weight "
+                f"{source.weight:g}",
+                remedy="give this adapter weight 1",
+            )
+
+    def same(self, one: Tensor, other: Tensor) -> bool:
+        """`same_bytes`, asked once: what wraps an embedding is compared under all its names."""
+        if (one, other) not in self._same:
+            self._same[one, other] = same_bytes(one, other)
+        return self._same[one, other]
+
     def _claim(self, number: int, name: str, part: Replacement) -> None:
         first, providers = self.replacements.setdefault(name, (part, []))
-        if providers and not _same_bytes(first.value, part.value):
+        if providers and not same_bytes(first.value, part.value):
             raise NotMergeable(
                 f"{self.sources[providers[0]].name} and {self.sources[number].name} both replace "
                 f"{name}, with different values",
@@ -172,17 +203,39 @@ class Draft:
                         f"{self.sources[term.source].name} adds to it",
                         remedy="leave one of the adapters out",
                     )
+        for stored, rows in sorted(self.rows.items()):
+            self._refuse_rows_beside(stored, rows)
+
+    def _refuse_rows_beside(self, stored: str, rows: Rows) -> None:
+        """Rows may stand in what their adapter itself brings for the whole embedding."""
+        others = [term.source for term in self.slabs[stored].terms] if stored in self.slabs else []
+        part, providers = self.replacements.get(stored, (None, rows.providers))
+        others += [number for number in providers if number not in rows.providers]
+        others += [number for number in rows.providers if number not in providers]
+        if part and any(is_saved_copy(self.sources[n].adapter, part.module) for n in providers):
+            others += providers
+        if others:
+            names = dict.fromkeys(self.sources[n].name for n in (*rows.providers, *others))
+            raise NotMergeable(
+                f"{' and '.join(names)}: rows for single tokens and another change meet in "
+                f"{stored}; PEFT does not train such a thing",
+                remedy="leave one of the adapters out, or merge what was trained together",
+            )
 
     def works(self) -> tuple[dict[str, Work], tuple[str, ...]]:
-        """Output tensors in the base's order, then the new ones; and what is left out, sorted."""
-        found = []
+        """Output tensors in the base's order, then tied ones that the base holds under another
+        name, then new ones; and what is left out, sorted. Settles what remains tied.
+        """
+        kept: dict[str, Work] = {}
         left_out = []
         for stored, tensor in self.base.tensors.items():
             written = self.naming.written(stored)
-            if written is None:
+            if written is not None:
+                kept[stored] = self._work(stored, written, tensor)
+            elif stored not in self.base.borrowed:
                 left_out.append(stored)
-            else:
-                found.append(self._work(stored, written, tensor))
+        self.settled = settle(self.naming, kept)
+        found = list(self.settled.works.values())
         for name, (part, _) in self.replacements.items():
             if name not in self.base.tensors:
                 found.append(self._new_work(name, part.value))
@@ -207,9 +260,11 @@ class Draft:
             dtype=self._output_dtype(stored, tensor.dtype),
             shape=value.shape,
             value=value,
-            stored=stored,
+            stored=self.base.borrowed.get(stored, stored),
             slabs=self.slabs[stored].ordered() if stored in self.slabs else (),
+            rows=self.rows[stored].ordered(value.shape[1]) if stored in self.rows else (),
             replaces=claim is not None,
+            unties=stored in self.base.borrowed,
         )
 
     def _output_dtype(self, name: str, dtype: str) -> str:
@@ -277,9 +332,3 @@ def _refuse_conversion(name: str, dtype: str, to: str) -> None:
             f"{name} is {to} in the base and {dtype} in the adapter",
             remedy=f"export the adapter with this tensor as {to}",
         )
-
-
-def _same_bytes(one: Tensor, other: Tensor) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return all(a == b for a, b in zip(one.pieces(), other.pieces(), strict=True))

@@ -8,11 +8,12 @@ from pathlib import Path
 from adapterhub.base import Base, fingerprints
 from adapterhub.errors import BaseMismatch, InvalidOption
 from adapterhub.kernels.floatmode import default_float_mode
-from adapterhub.merging import companions
+from adapterhub.merging import companions, vocabulary
 from adapterhub.merging.draft import Draft, refuse_packed
 from adapterhub.merging.work import Fate, MergePlan, Options, Source, Term, Work
 from adapterhub.methods import Meaning, method
 from adapterhub.registry.fit import Naming, mismatches, refuse, target_class
+from adapterhub.registry.tied import seen, spread
 from adapterhub.tensorfile import FileTensor, ShardLayout, Spec, lay_out, plan_shards
 
 __all__ = ["Fate", "MergePlan", "Options", "Source", "Term", "Work", "plan"]
@@ -27,14 +28,12 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
     meanings = [method(s.adapter.method).implementation.meaning(s.adapter) for s in sources]
     _refuse_misfits(base, sources, meanings)
     pairs = [(s.adapter, meaning) for s, meaning in zip(sources, meanings, strict=True)]
-    naming = Naming(base, target_class(base, pairs))
-    draft = Draft(naming, sources, options)
-    for number, meaning in enumerate(meanings):
-        for part in meaning:
-            draft.add(number, part)
-    draft.refuse_conflicts()
+    target = target_class(base, pairs)
+    naming = Naming(seen(base, target or base.model_class, pairs), target)
+    draft = _drafted(naming, sources, meanings, options)
     works, left_out = draft.works()
     _check_complete(naming, works)
+    tokens = vocabulary.size(base, naming, works)
     return MergePlan(
         base=base,
         sources=tuple(sources),
@@ -44,11 +43,29 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
         fates=draft.fates(),
         left_out=left_out,
         model_class=naming.result.name if naming.result else None,
-        config=companions.config(naming, works, _labels(draft), options.dtype),
+        config=companions.config(
+            naming,
+            works,
+            companions.Changes(_labels(draft), options.dtype, tokens, draft.settled.untied),
+        ),
         companions=companions.files(base),
-        notes=_notes(base),
+        notes=(*_notes(base), *draft.settled.notes),
         adapter_files=_adapter_files(sources),
     )
+
+
+def _drafted(
+    naming: Naming, sources: Sequence[Source], meanings: Sequence[Meaning], options: Options
+) -> Draft:
+    draft = Draft(naming, sources, options)
+    for number, meaning in enumerate(meanings):
+        for part in meaning:
+            draft.add(number, part)
+        adapter = sources[number].adapter
+        for part in spread(naming, adapter, meaning, naming.result, draft.same):
+            draft.add_spread(number, part)
+    draft.refuse_conflicts()
+    return draft
 
 
 def _refuse_misfits(base: Base, sources: Sequence[Source], meanings: Sequence[Meaning]) -> None:

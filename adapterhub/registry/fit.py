@@ -12,6 +12,7 @@ from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows, method
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.places import delta_shape, missing, sites
+from adapterhub.registry.tied import seen
 
 __all__ = [
     "LABELLED",
@@ -35,6 +36,7 @@ def target_class(base: Base, adapters: Sequence[tuple[Adapter, Meaning]]) -> Mod
 
     Raises BaseMismatch where no class takes a head, NotMergeable where no single one does.
     """
+    base = seen(base, base.model_class, adapters)
     wanted = {c.name: c for a, parts in adapters if (c := _class_asked_for(base, a, parts))}
     if len(wanted) > 1:
         raise NotMergeable(
@@ -129,6 +131,7 @@ def refuse(base: Base, name: str, found: Sequence[str]) -> None:
 
 def mismatches(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     """Why `adapter` cannot be applied to the base, a sentence for each module."""
+    base = seen(base, base.model_class, [(adapter, parts)])
     naming = Naming(base)
     found = [sentence for part in parts if (sentence := mismatch(naming, part, adapter.config))]
     return found + _homeless(base, adapter, parts)
@@ -156,7 +159,7 @@ def mismatch(naming: Naming, part: Part, config: Mapping[str, Any] | None = None
     if isinstance(part, LowRank):
         return _weight_mismatch(naming, part, config or {})
     if isinstance(part, TokenRows):
-        return ""
+        return _rows_mismatch(naming, part)
     parameter = "bias" if isinstance(part, BiasDelta) else part.parameter
     stored = f"{naming.stored(part.module)}.{parameter}"
     there = naming.base.tensors.get(stored)
@@ -170,6 +173,23 @@ def mismatch(naming: Naming, part: Part, config: Mapping[str, Any] | None = None
         return ""
     got, expected = list(part.value.shape), list(there.shape)
     return f"{part.module}.{parameter}: the adapter has shape {got}, the base {expected}"
+
+
+def _rows_mismatch(naming: Naming, part: TokenRows) -> str:
+    there = naming.base.tensors.get(f"{naming.stored(part.module)}.weight")
+    if there is None:
+        return missing(naming, part.module, "weight")
+    count, shape = len(part.indices), part.value.shape
+    if len(there.shape) != 2 or shape != (count, *there.shape[1:]):
+        got = f"{count} rows of shape {list(shape[1:])}" if shape[:1] == (count,) else list(shape)
+        return f"{part.module}: the adapter has {got}, the base a weight of {list(there.shape)}"
+    outside = [index for index in part.indices if not 0 <= index < there.shape[0]]
+    if outside:
+        return (
+            f"{part.module}: the adapter has a row for token {outside[0]}, the base "
+            f"{there.shape[0]} rows"
+        )
+    return ""
 
 
 def _resizable(base: Base, stored: str) -> bool:

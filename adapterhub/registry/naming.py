@@ -128,10 +128,10 @@ class Naming:
         """What `module` of the trained model may be called in the files."""
         yield module
         for trained in self._classes():
-            path = trained.stored_path(module)
-            yield path
-            if not trained.prefix or path.startswith(f"{trained.prefix}."):
-                yield respelled(path, trained.prefix, self.base.prefix)
+            for path in (trained.stored_path(module), module):
+                yield path
+                if not trained.prefix or path.startswith(f"{trained.prefix}."):
+                    yield respelled(path, trained.prefix, self.base.prefix)
 
     def _classes(self) -> Iterator[ModelClass]:
         if self.result is not None:
@@ -160,6 +160,8 @@ class Naming:
         class may need it: too many tensors make transformers speak up, too few make it guess.
         """
         if self.target is None:
+            return tensor
+        if tensor in self.base.borrowed and self.target.is_head(tensor.rpartition(".")[0]):
             return tensor
         if not self.base.is_backbone(tensor):
             return tensor if self.target.has_tensor(tensor) else None

@@ -48,10 +48,11 @@ def base(tmp_path: Path) -> Path:
 # --- pure -------------------------------------------------------------------------------------
 
 
-def test_planning_reads_no_values(
+def test_planning_reads_no_values_but_what_may_be_the_bases_own(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = save_adapter(tmp_path / "a", qs() | whole("lm_head.weight", random(1, 10, 8)))
+    other = whole("lm_head.weight", random(1, 10, 8, dtype=np.float16))
+    adapter = save_adapter(tmp_path / "a", qs() | other)
 
     def refuse(*_: Any) -> Any:
         raise RuntimeError("a value was read")
