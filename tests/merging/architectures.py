@@ -59,6 +59,7 @@ VIDEO = {**VIT, "num_frames": 4, "tubelet_size": 2}
 
 # Two thirds of the experts' matrices are square with these sizes: only names tell them apart.
 MIXTRAL = {**PADDED, "num_local_experts": 3}
+WIDE_MIXTRAL = {**MIXTRAL, "intermediate_size": 24}  # torch multiplies bf16 in steps of 16 bytes
 MOE = {
     **PADDED,
     "num_experts": 4,
@@ -211,7 +212,8 @@ RARE = [
         target_parameters=["experts.down_proj"],
     ),
     replace(
-        experts("mixtral-bf16", "MixtralConfig", MIXTRAL, "MixtralForCausalLM")[0], dtype="bfloat16"
+        experts("mixtral-bf16", "MixtralConfig", WIDE_MIXTRAL, "MixtralForCausalLM")[0],
+        dtype="bfloat16",
     ),
     *classifiers("bert", "BertConfig", BERT, "Bert", "ForMaskedLM", ["query"])[1:],
     *classifiers("albert", "AlbertConfig", ALBERT, "Albert", "Model", ["query"]),
@@ -256,22 +258,21 @@ RARE = [
     *classifiers(
         "deepseek-v3", "DeepseekV3Config", DEEPSEEK, "DeepseekV3", "ForCausalLM", ["q_a_proj"]
     ),
-    same(
-        "siglip-attention",
-        "SiglipVisionConfig",
-        VISION,
-        "SiglipVisionModel",
-        target_modules=["attention", "q_proj", "patch_embedding"],
+    replace(
+        same(
+            "siglip-attention",
+            "SiglipVisionConfig",
+            VISION,
+            "SiglipVisionModel",
+            target_modules=["attention", "q_proj", "patch_embedding"],
+        ),
+        known=False,
     ),
-    headed(
+    same(
         "videomae-conv3d",
         "VideoMAEConfig",
         VIDEO,
-        "VideoMAEModel",
         "VideoMAEForVideoClassification",
-        ["projection", "query"],
-        None,
-        "classifier",
-        "fc_norm",
+        target_modules=["projection", "query"],
     ),
 ]

@@ -53,6 +53,7 @@ class Model:
     shard: str | None = None
     says: str | None = None  # what config.json says instead of `saved`, as on the Hub
     fused_files: bool = False  # the files fuse experts, as the model in memory does
+    known: bool = True  # whether the catalogue or transformers describes the class
 
 
 def same(id: str, config: str, fields: dict[str, Any], name: str, **lora: Any) -> Model:
