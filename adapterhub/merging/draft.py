@@ -210,8 +210,7 @@ class Draft:
         """Rows may stand in what their adapter itself brings for the whole embedding."""
         others = [term.source for term in self.slabs[stored].terms] if stored in self.slabs else []
         part, providers = self.replacements.get(stored, (None, rows.providers))
-        others += [number for number in providers if number not in rows.providers]
-        others += [number for number in rows.providers if number not in providers]
+        others += sorted({*providers} ^ {*rows.providers})
         if part and any(is_saved_copy(self.sources[n].adapter, part.module) for n in providers):
             others += providers
         if others:

@@ -79,15 +79,13 @@ def _refuse_unread(group: Sequence[str], works: Mapping[str, Work]) -> None:
     """T5's and BART's `shared` only lends its weight: what PEFT adds to it, no token meets."""
     source = group[0]
     readers = [name for name in group[1:] if name.endswith("embed_tokens.weight")]
-    if source.endswith("shared.weight") and source in works and _touched(works[source]):
-        for reader in readers:
-            if reader in works and _differ(works[source], works[reader]):
-                raise NotMergeable(
-                    f"{source} and {reader} share one weight and are changed differently; the "
-                    f"model never reads {source} itself, so that PEFT's change of it has no effect",
-                    remedy="train with target_modules naming embed_tokens, or with "
-                    "ensure_weight_tying=True",
-                )
+    changed = {name for name in group if name in works and _touched(works[name])}
+    if readers and source in changed and not changed & set(readers):
+        raise NotMergeable(
+            f"the adapter changes {source}, which the model never reads itself: it reads "
+            f"{' and '.join(readers)}, to which PEFT does not carry the change",
+            remedy="train with target_modules naming embed_tokens instead",
+        )
 
 
 # --- alike ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 What PEFT trains of a tied pair is often not tied: factors and the copies of modules_to_save belong
 to the module that was named. Some of it reaches every name of the weight all the same: what it
 loads into the shared parameter itself, and trained tokens of the input embedding, unless the
-other module has tokens or factors of its own. (peft 0.21.2: `_set_trainable`,
+other module has tokens of its own. (peft 0.21.2: `_set_trainable`,
 `set_additional_trainable_modules`, `set_peft_model_state_dict`.)
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base, groups
 from adapterhub.catalogue import ModelClass
-from adapterhub.methods import LowRank, Meaning, Part, Replacement, TokenRows
+from adapterhub.methods import Meaning, Part, Replacement, TokenRows
 from adapterhub.registry.naming import Naming
 from adapterhub.tensorfile import FileTensor, Tensor
 
@@ -104,7 +104,6 @@ def spread(
         if isinstance(part, Replacement | TokenRows)
         for other in _others(naming, adapter, part, sharing, same)
         if (type(part), other) not in own
-        and not (isinstance(part, TokenRows) and (LowRank, other) in own)
     ]
 
 
@@ -113,13 +112,11 @@ def _present(base: Base, group: Sequence[str]) -> bool:
 
 
 def _own(naming: Naming, meaning: Meaning) -> set[tuple[type, str]]:
-    found: set[tuple[type, str]] = set()
-    for part in meaning:
-        if isinstance(part, LowRank):
-            found.add((LowRank, naming.parameter(part)))
-        elif isinstance(part, Replacement | TokenRows):
-            found.add((type(part), _name(naming, part)))
-    return found
+    return {
+        (type(part), _name(naming, part))
+        for part in meaning
+        if isinstance(part, Replacement | TokenRows)
+    }
 
 
 def _name(naming: Naming, part: Replacement | TokenRows) -> str:
