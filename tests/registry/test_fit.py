@@ -215,3 +215,22 @@ def test_one_mismatch_is_said_in_the_singular(tmp_path: Path) -> None:
     with pytest.raises(BaseMismatch) as caught:
         fit.check(bare, adapter(modules), name="it")
     assert caught.value.message == f"it does not fit the base {bare.path}: 1 mismatch"
+
+
+@pytest.mark.parametrize("module", ["encoder.attn", "bert.encoder.attn"])
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_attention_that_packs_its_projections_is_found(
+    tmp_path: Path, module: str, prefix: str
+) -> None:
+    tensors: Shapes = {
+        "encoder.attn.in_proj_weight": (24, 8),
+        "encoder.attn.out_proj.weight": (8, 8),
+    }
+    naming = Naming(base(tmp_path / "b", "bert", "BertModel", prefixed(prefix, tensors)))
+    part = low_rank(module, (2, 8), (24, 2))
+    assert naming.parameter(part) == f"{prefix}encoder.attn.in_proj_weight"
+    assert fit.mismatch(naming, part) == ""
+    wrong = fit.mismatch(naming, low_rank(module, (2, 8), (8, 2)))
+    assert (
+        wrong == f"{module}: the adapter has factors of shape [8, 8], the base a weight of [24, 8]"
+    )
