@@ -14,7 +14,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods import LowRank
 from adapterhub.registry import fit
 from adapterhub.registry.experts import Site
-from adapterhub.registry.naming import Naming
+from adapterhub.registry.naming import Fusion, Home, Naming
 from adapterhub.registry.places import sites, stored_names
 from adapterhub.tensorfile import ArrayTensor, write_file
 
@@ -184,3 +184,31 @@ def test_an_expert_that_the_files_lack_is_named(tmp_path: Path, lacking: str) ->
     naming = Naming(opened(tmp_path / "b", tensors))
     says = f"the base has no model.layers.0.block_sparse_moe.experts.{lacking}.weight"
     assert fit.mismatch(naming, GATE_UP, NOW).endswith(says)
+
+
+@pytest.mark.parametrize("config", [NOW, OLD, {}])
+def test_modules_that_call_themselves_transposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, str]
+) -> None:
+    """Their matrices are (in, out) for every peft; tensors for each expert are (out, in)."""
+    square = Naming(opened(tmp_path / "b", fused(inner=HIDDEN) | apart(inner=HIDDEN)))
+    pattern = "model.layers.0.block_sparse_moe.experts.*.w2.weight"
+    monkeypatch.setattr(Naming, "fusion", lambda self, part: Fusion((pattern,), True))
+    down = part("down_proj", HIDDEN, HIDDEN)
+    assert {site.transposed for site in sites(square, down, config)} == {True}
+    monkeypatch.setattr(Naming, "parameter", lambda self, part: "not in the files")
+    found = sites(square, down, config)
+    assert {site.transposed for site in found} == {False}
+    assert [site.stored for site in found] == [pattern.replace("*", str(e)) for e in range(EXPERTS)]
+
+
+def test_rows_that_a_fused_tensor_holds_as_columns_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naming = Naming(opened(tmp_path / "b", fused()))
+    stored = "model.layers.0.mlp.experts.gate_up_proj"
+    home = Home(stored, expert=1, number=0, of=2, transposed=True)
+    monkeypatch.setattr(Naming, "fused_home", lambda self, module: home)
+    mine = single("model.layers.0.mlp.experts.1.gate_proj", INNER, HIDDEN)
+    with pytest.raises(NotMergeable, match=r"experts\.1\.gate_proj: the base holds its rows as"):
+        sites(naming, mine, NOW)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,7 +99,6 @@ def test_what_nobody_uses_any_more_does_not_count(monkeypatch: pytest.MonkeyPatc
     kept.array()
     for _ in range(3):
         Shared(Counted(4, 8)).array()
-        gc.collect()
     last = Shared(Counted(4, 8))
     last.array()
     assert kept.held and last.held
