@@ -67,6 +67,7 @@ MOE = {
     "moe_intermediate_size": 8,
     "decoder_sparse_step": 1,
 }
+GPT_OSS = {**PADDED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
 QWEN_MOE = {**MOE, "shared_expert_intermediate_size": 10}
 DEEPSEEK = {
     **PADDED,
@@ -257,6 +258,14 @@ RARE = [
     )[:1],
     *classifiers(
         "deepseek-v3", "DeepseekV3Config", DEEPSEEK, "DeepseekV3", "ForCausalLM", ["q_a_proj"]
+    ),
+    same(
+        "gpt-oss-transposed",
+        "GptOssConfig",
+        GPT_OSS,
+        "GptOssForCausalLM",
+        target_modules=["q_proj"],
+        target_parameters=EXPERTS,
     ),
     replace(
         same(
