@@ -145,6 +145,7 @@ def source_of(loaded: Loaded, weight: float = 1.0) -> Source:
         digest=loaded.digest,
         adapter_root=manifest.get("adapter_root"),
         base_weights_root=manifest.get("base", {}).get("weights_root"),
+        tokenizer=loaded.tokenizer,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.base import TOKENIZER_FILES, Base
+from adapterhub.base import Base
 from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch
 from adapterhub.merging.work import Work
@@ -29,10 +29,10 @@ OTHER_FILES = (
 )
 
 
-def files(base: Base) -> Mapping[str, Path]:
+def files(base: Base, tokenizer: Mapping[str, Path]) -> Mapping[str, Path]:
     """Files that come along unchanged: name in the result → where it lies."""
-    names = sorted({*TOKENIZER_FILES, *OTHER_FILES})
-    return {name: base.path / name for name in names if (base.path / name).is_file()}
+    others = {name: base.path / name for name in OTHER_FILES if (base.path / name).is_file()}
+    return dict(sorted({**tokenizer, **others}.items()))
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from adapterhub.base import Base
 from adapterhub.errors import NotMergeable
 from adapterhub.merging.layers import refuse_convolution, times
+from adapterhub.merging.quantised import FLOATS, refuse_dtype
 from adapterhub.merging.rows import Rows
 from adapterhub.merging.slabs import Slabs
 from adapterhub.merging.ties import Settled, same_bytes, settle
 from adapterhub.merging.work import OUTPUT_DTYPES, Fate, Options, Slab, Source, Term, Work
-from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows
+from adapterhub.methods import BiasDelta, LowRank, Part, Replacement, TokenRows
 from adapterhub.registry.experts import Site
 from adapterhub.registry.fit import Naming
-from adapterhub.registry.places import sites, stored_names
+from adapterhub.registry.places import sites
 from adapterhub.registry.tied import is_saved_copy
 from adapterhub.tensorfile import Tensor
 
-FLOATS = ("F32", "F16", "BF16")  # what the formula of DESIGN §4 covers
 FACTOR_FLOATS = (*FLOATS, "F8_E4M3", "F8_E5M2")  # fp32 holds each of them exactly
 
 
@@ -132,7 +130,7 @@ class Draft:
     def _add_bias(self, number: int, part: BiasDelta) -> None:
         stored = f"{self.naming.stored(part.module)}.bias"
         key = f"{part.module}.{part.role}"
-        refuse_dtype(stored, self.base.tensors[stored].dtype, self.base.path)
+        refuse_dtype(stored, self.base.tensors[stored].dtype, self.base)
         _refuse_factor(key, part.value)
         scale = self._coefficient(number, part.scale)
         term = Term(number, key, None, part.value, scale)
@@ -155,7 +153,7 @@ class Draft:
     def _add_rows(self, number: int, part: TokenRows) -> None:
         stored = f"{self.naming.stored(part.module)}.weight"
         self._refuse_weight(number, f"rows of {stored}")
-        refuse_dtype(stored, self.base.tensors[stored].dtype, self.base.path)
+        refuse_dtype(stored, self.base.tensors[stored].dtype, self.base)
         _refuse_conversion(stored, part.value.dtype, self.base.tensors[stored].dtype)
         if f"{stored.removesuffix('.weight')}.bias" in self.base.tensors:
             raise NotMergeable(
@@ -275,25 +273,6 @@ class Draft:
                 remedy="leave --dtype out",
             )
         return OUTPUT_DTYPES[self.options.dtype]
-
-
-def refuse_packed(base: Base, meaning: Meaning) -> None:
-    """Raises NotMergeable for the first weight whose stored dtype the formula does not cover.
-
-    Before shapes are compared: packed weights have other shapes.
-    """
-    naming = Naming(base)
-    for part in meaning:
-        for stored in stored_names(naming, part) if isinstance(part, LowRank) else ():
-            refuse_dtype(stored, base.tensors[stored].dtype, base.path)
-
-
-def refuse_dtype(name: str, dtype: str, path: Path) -> None:
-    if dtype not in FLOATS:
-        raise NotMergeable(
-            f"{name} of {path} is stored as {dtype}; only {', '.join(FLOATS)} can be merged",
-            remedy="give the full-precision base",
-        )
 
 
 def _tensors(part: LowRank) -> tuple[Tensor, ...]:

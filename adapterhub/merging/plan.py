@@ -8,8 +8,9 @@ from pathlib import Path
 from adapterhub.base import Base, fingerprints
 from adapterhub.errors import BaseMismatch, InvalidOption
 from adapterhub.kernels.floatmode import default_float_mode
-from adapterhub.merging import companions, vocabulary
-from adapterhub.merging.draft import Draft, refuse_packed
+from adapterhub.merging import companions, tokenizers, vocabulary
+from adapterhub.merging.draft import Draft
+from adapterhub.merging.quantised import quantiser, refuse_quantised
 from adapterhub.merging.work import Fate, MergePlan, Options, Source, Term, Work
 from adapterhub.methods import Meaning, method
 from adapterhub.registry.fit import Naming, mismatches, refuse, target_class
@@ -34,6 +35,8 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
     works, left_out = draft.works()
     _check_complete(naming, works)
     tokens = vocabulary.size(base, naming, works)
+    rows = vocabulary.rows(base, naming, works)
+    tokenizer, said = tokenizers.chosen(base, sources, rows)
     return MergePlan(
         base=base,
         sources=tuple(sources),
@@ -48,8 +51,8 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
             works,
             companions.Changes(_labels(draft), options.dtype, tokens, draft.settled.untied),
         ),
-        companions=companions.files(base),
-        notes=(*_notes(base), *draft.settled.notes),
+        companions=companions.files(base, tokenizer),
+        notes=(*_notes(base), *draft.settled.notes, *said),
         adapter_files=_adapter_files(sources),
     )
 
@@ -72,7 +75,7 @@ def _refuse_misfits(base: Base, sources: Sequence[Source], meanings: Sequence[Me
     """Everything that does not fit, of all adapters, in one error."""
     found = []
     for source, meaning in zip(sources, meanings, strict=True):
-        refuse_packed(base, meaning)
+        refuse_quantised(base, meaning)
         sentences = mismatches(base, source.adapter, meaning)
         whose = f"{source.name}: " if len(sources) > 1 else ""
         found += [f"{whose}{sentence}" for sentence in sentences]
@@ -90,7 +93,8 @@ def _labels(draft: Draft) -> Sequence[str]:
 def _adapter_files(sources: Sequence[Source]) -> Mapping[Path, list[int]]:
     tensors = [tensor for source in sources for _, _, tensor in source.adapter.tensors()]
     paths = {tensor.path for tensor in tensors if isinstance(tensor, FileTensor)}
-    return fingerprints(sorted(paths))
+    brought = [path for source in sources for path in source.tokenizer.values()]
+    return fingerprints(sorted({*paths, *brought}))
 
 
 def _notes(base: Base) -> tuple[str, ...]:
@@ -99,6 +103,8 @@ def _notes(base: Base) -> tuple[str, ...]:
         notes.append(f"model_type {base.model_type!r} is not known: names compared as they stand")
     if base.config.get("auto_map"):
         notes.append("the base brings code of its own (auto_map), which was not copied")
+    if base.config.get("quantization_config"):
+        notes.append(f"the base is quantised ({quantiser(base)}), but not where it is changed")
     return tuple(notes)
 
 

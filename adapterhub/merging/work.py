@@ -20,7 +20,10 @@ OUTPUT_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Source:
-    """One adapter of a merge. `digest` is its version's in the registry, if it came from there."""
+    """One adapter of a merge. `digest` is its version's in the registry, if it came from there.
+
+    `tokenizer`: the tokenizer's files that it brings, by their names.
+    """
 
     name: str
     adapter: Adapter
@@ -28,6 +31,7 @@ class Source:
     digest: str | None = None
     adapter_root: str | None = None
     base_weights_root: str | None = None
+    tokenizer: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):

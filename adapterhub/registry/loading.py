@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterhub import formats
 from adapterhub.adapter import Adapter, Reading
+from adapterhub.base import TOKENIZER_FILES
 from adapterhub.errors import UnknownFormat
 
 
@@ -21,6 +22,13 @@ class Loaded:
     path: Path
     digest: str | None = None
     manifest: Mapping[str, Any] | None = None
+
+    @property
+    def tokenizer(self) -> Mapping[str, Path]:
+        """The tokenizer's files that lie beside the weights, by their names."""
+        directory = self.path if self.path.is_dir() else self.path.parent
+        names = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
+        return {name: directory / name for name in names}
 
 
 def read(path: Path, allow_pickle: bool) -> Reading:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from building import (
@@ -13,6 +14,7 @@ from building import (
     LLAMA,
     Q0,
     VOCABULARY,
+    Arrays,
     bert,
     gpt2,
     llama,
@@ -27,7 +29,8 @@ from building import (
     whole,
 )
 
-from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
+import adapterhub
+from adapterhub.errors import BaseMismatch, InvalidBase, InvalidOption, NotMergeable
 from adapterhub.merging import Options
 
 
@@ -90,8 +93,6 @@ def test_square_conv1d_weights_are_transposed_however_the_files_spell_them(
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float64, "F8_E4M3"])
 def test_weights_outside_the_formula_are_refused_by_name(tmp_path: Path, dtype: Any) -> None:
-    import ml_dtypes
-
     dtype = ml_dtypes.float8_e4m3fn if dtype == "F8_E4M3" else dtype
     arrays = llama()
     arrays[f"{Q0}.weight"] = np.ones((HIDDEN * HIDDEN // 2, 1), dtype)  # packed, another shape
@@ -100,14 +101,48 @@ def test_weights_outside_the_formula_are_refused_by_name(tmp_path: Path, dtype: 
         plan_of(base, save_adapter(tmp_path / "a", qs()))
 
 
-def test_quantised_weights_under_other_names_are_explained(tmp_path: Path) -> None:
+GPTQ = {"quant_method": "gptq", "bits": 4}
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+INT8 = {"load_in_8bit": True}  # as before transformers named the method
+FP8 = {"quant_method": "fp8"}
+PACKED = np.ones((HIDDEN * HIDDEN // 2, 1), np.uint8)
+E4M3 = np.ones((HIDDEN, HIDDEN), ml_dtypes.float8_e4m3fn)
+SCALE = np.ones((1, 1), np.float32)
+QUANTISED: dict[str, tuple[dict[str, Any], Arrays, str]] = {
+    "gptq": (GPTQ, {"qweight": PACKED.astype(np.int32)}, r'"gptq", 4 bits\): .*\.qweight stands'),
+    "awq": ({"quant_method": "awq"}, {"qweight": PACKED.astype(np.int32)}, r'"awq"\): '),
+    "nf4": (NF4, {"weight": PACKED, "weight.absmax": SCALE}, '"bitsandbytes", 4 bits'),
+    "int8": (INT8, {"weight": np.ones((8, 8), np.int8), "SCB": SCALE}, '"bitsandbytes", 8 bits'),
+    "fp8": (FP8, {"weight": E4M3, "weight_scale_inv": SCALE}, r"weight_scale_inv stands in it"),
+    "fp8 alone": (FP8, {"weight": E4M3}, r'as F8_E4M3, quantised \("fp8"\); only F32'),
+    "as it were plain": ({}, {"weight": random(1, 8, 8), "weight_scale": SCALE}, "weight_scale st"),
+    "no method": ({"bits": 3}, {"weight": PACKED}, r"by a method without a name\W+3 bits"),
+    "hostile": ({"quant_method": "\n" * 999}, {"weight": PACKED}, r'quantised \("\\n'),
+}
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_bases_are_refused_by_the_name_of_the_method(tmp_path: Path, name: str) -> None:
+    config, module, says = QUANTISED[name]
     arrays = llama()
-    arrays[f"{Q0}.qweight"] = arrays.pop(f"{Q0}.weight").astype(np.int32)
-    config = {**LLAMA, "quantization_config": {"quant_method": "gptq"}}
-    base = save_base(tmp_path / "base", arrays, config)
-    with pytest.raises(BaseMismatch) as caught:
+    del arrays[f"{Q0}.weight"]
+    arrays |= {f"{Q0}.{parameter}": array for parameter, array in module.items()}
+    said = {"quantization_config": config} if config else {}
+    base = save_base(tmp_path / "base", arrays, {**LLAMA, **said})
+    with pytest.raises(NotMergeable, match=says) as caught:
         plan_of(base, save_adapter(tmp_path / "a", qs()))
-    assert "the base is quantised, give the full-precision one" in caught.value.details[0]
+    assert caught.value.remedy.startswith("give the full-precision base")
+    untouched = save_adapter(tmp_path / "b", pair("lm_head", VOCABULARY, HIDDEN))
+    assert [work.name for work in plan_of(base, untouched).changed] == ["lm_head.weight"]
+
+
+def test_a_base_of_pickles_is_refused_with_the_command_that_converts(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", llama(), LLAMA)
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    adapter = save_adapter(tmp_path / "a", qs())
+    with pytest.raises(InvalidBase, match="is a pickle") as caught:
+        adapterhub.plan_merge(base, [adapter])
+    assert "python -c " in caught.value.remedy and "save_pretrained" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
