@@ -17,7 +17,8 @@ process with Python's start and imports:
 Before each, outside of the timed part: the last output is deleted, all is synced, and the inputs
 are read once. So the page cache is warm for reading (nothing is dropped from it), and nobody pays
 for the dirty pages of another; copy and merge pay for bringing their own to the disk. One copy
-and one merge run before the rounds and do not count.
+and one merge run before the rounds and do not count. A pause of 3 s follows, since virtual machines
+give freed memory back to their host in that time, and everyone should meet memory in one state.
 
 The second mode merges models of growing size: memory should stay flat, time be linear.
 The work directory, up to three and a half times the model, is removed at the end, unless --keep.
@@ -56,7 +57,7 @@ def compare(
 ) -> Any:
     """Everything at one size. Returns what --json writes."""
     (model,) = models
-    bench = Bench(root, model, {"16": 16, "16-other": 16, "64": 64})
+    bench = Bench(root, model, {"16": 16, "16-other": 16, "64": 64}, options.settle)
     shards = bench.build()
     console.print(heading(model, shards, root), soft_wrap=True)
     bench.fill_cache()
@@ -79,7 +80,7 @@ def grow(models: Sequence[Llama], options: argparse.Namespace, root: Path, conso
     for number, model in enumerate(models):
         place = root / str(number)
         place.mkdir()
-        bench = Bench(place, model, {"16": 16})
+        bench = Bench(place, model, {"16": 16}, options.settle)
         console.print(heading(model, bench.build(), place), soft_wrap=True)
         bench.fill_cache()
         shutil.rmtree(bench.place.merged)
@@ -151,6 +152,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--grow", type=float, nargs="*", metavar="B", help="sizes (0.4 1.7 3.4)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peft-rounds", type=int, default=1, help="the first N; 0: none")
+    parser.add_argument("--settle", type=float, default=3.0, help="seconds of rest before each run")
     parser.add_argument("--dir", type=Path, help="where the work directory is made")
     parser.add_argument("--keep", action="store_true", help="do not remove the work directory")
     parser.add_argument("--json", type=Path, help="a file for all raw figures")

@@ -51,6 +51,7 @@ class Place:
     """Where everything lies. `out` is what the timed commands write."""
 
     root: Path
+    settle: float = 0.0  # seconds of rest before each timed run
 
     def adapter(self, name: str) -> str:
         return str(self.root / f"adapter-{name}")
@@ -84,6 +85,9 @@ class Place:
         inputs = [*also, self.base, *self.root.glob("adapter-*")]
         for path in (path for directory in inputs for path in directory.iterdir()):
             _read(path)
+        # A virtual machine may give the pages of deleted files back to its host, within seconds;
+        # what writes then pays for getting them again. After a pause everybody does.
+        time.sleep(self.settle)
 
 
 def _read(path: Path) -> None:
@@ -96,8 +100,10 @@ def _read(path: Path) -> None:
 class Bench:
     """One model, its adapters, and the commands to time."""
 
-    def __init__(self, root: Path, model: Llama, ranks: Mapping[str, int]) -> None:
-        self.place = Place(root)
+    def __init__(
+        self, root: Path, model: Llama, ranks: Mapping[str, int], settle: float = 0.0
+    ) -> None:
+        self.place = Place(root, settle)
         self.model = model
         self.ranks = ranks
         self.missing: dict[str, str] = {}

@@ -28,7 +28,14 @@ MB = 1_000_000
 def bench(tmp_path: Path, *arguments: str) -> tuple[str, object]:
     """What a run printed, and its --json."""
     record = tmp_path / "figures.json"
-    command = [sys.executable, "tools/bench_merge.py", "--json", str(record), *arguments]
+    command = [
+        sys.executable,
+        "tools/bench_merge.py",
+        "--json",
+        str(record),
+        "--settle=0",
+        *arguments,
+    ]
     environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
