@@ -108,11 +108,10 @@ class Naming:
     def fused_home(self, module: str) -> Home | None:
         """Where files that fuse the experts hold the weight of `module`, which is one expert's."""
         for known in self._classes():
-            for path in dict.fromkeys((module, known.stored_path(module))):
-                for name, fused in _fused(known).items():
-                    home = self._home(known, name, fused, f"{path}.weight")
-                    if home and home.stored in self.base.tensors:
-                        return home
+            for name, fused in _fused(known).items():
+                home = self._home(known, name, fused, f"{module}.weight")
+                if home and home.stored in self.base.tensors:
+                    return home
         return None
 
     def _home(self, known: ModelClass, name: str, fused: Any, weight: str) -> Home | None:

@@ -148,6 +148,31 @@ def test_a_2d_parameter_is_never_transposed(tmp_path: Path) -> None:
         assert "c_attn.weight: the adapter has factors" in fit.mismatch(Naming(gpt2), wrong)
 
 
+@pytest.fixture
+def mixtral(tmp_path: Path) -> Base:
+    shapes = {"model.layers.0.mlp.experts.gate_up_proj": (3, 8, 5)}
+    return base(tmp_path, {"model_type": "mixtral", "architectures": ["MixtralModel"]}, **shapes)
+
+
+def single(expert: int, weight: str) -> LowRank:
+    return pair(f"model.layers.0.block_sparse_moe.experts.{expert}.{weight}", 4, 5)
+
+
+def test_slabs_are_in_the_order_of_their_elements(mixtral: Base) -> None:
+    """Whatever the order of an adapter's modules is: `experts.10` comes before `experts.2`."""
+    parts = [single(2, "w1"), single(0, "w3"), single(0, "w1"), single(1, "w3")]
+    (work,) = works(mixtral, (source("a"), parts)).values()
+    assert [slab.first for slab in work.slabs] == [0, 20, 60, 80]
+
+
+def test_a_whole_expert_and_a_part_of_it_do_not_go_together(mixtral: Base) -> None:
+    whole = pair("model.layers.0.mlp.experts", 8, 5, rank=6, layout="experts")
+    whole = replace(whole, parameter="gate_up_proj")
+    given = (source("old"), [single(1, "w3")]), (source("new"), [whole])
+    with pytest.raises(NotMergeable, match=r"new and old divide .*gate_up_proj into different"):
+        works(mixtral, *given)
+
+
 # --- DoRA -------------------------------------------------------------------------------------
 
 

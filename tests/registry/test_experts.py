@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_of_a_single_expert_peft_takes_the_product_as_it_stands() -> None:
         ((EXPERTS, 7, 5), part(7, 6)),
         ((EXPERTS, 7, 5), part(8, 5)),
         ((0, 7, 5), part(7, 5)),
+        ((EXPERTS, 7, 5), replace(part(7, 5), b=part(7, 5, EXPERTS, 3).b)),
     ],
 )
 def test_counts_and_shapes_are_checked(shape: tuple[int, int, int], mine: LowRank) -> None:
@@ -124,6 +126,10 @@ def test_parts_of_unlike_shapes_are_named() -> None:
     with pytest.raises(BaseMismatch, match=r"^e\.0\.w1: .* shape \[4, 6\] there, and \[3, 5\]"):
         both = stored_parts((3,), 5) + stored_parts((0, 4), 6)[1:]
         of_parts(both, part(7, 5), transposed=False)
+    parts = stored_parts((3,), 5)
+    parts[0][1] = ("e.1.w0", (3, 5, 1))
+    with pytest.raises(BaseMismatch, match=r"^e\.1\.w0: .* shape \[3, 5, 1\] there, and \[3, 5\]"):
+        of_parts(parts, part(3, 5), transposed=False)
 
 
 def pair(out: int, into: int) -> LowRank:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Counted:
     def read(self) -> Any:
         with self._lock:
             self.reads += 1
+        time.sleep(0.01)  # the others come while it is read
         return self.array.copy()
 
     def pieces(self, size: int = 1) -> Any:
