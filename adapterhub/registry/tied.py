@@ -55,7 +55,8 @@ def vocabulary(base: Base, found: ModelClass | None) -> Mapping[str, int]:
     They are those that some class of the architecture could tie, and biases beside them.
     """
     pairs = _pairs(base, found)
-    sizes = {base.tensors[name].shape[:1] for name in pairs.values() if name in base.tensors}
+    weights = [name for name in pairs.values() if name.endswith(".weight")]
+    sizes = {base.tensors[name].shape[:1] for name in weights if name in base.tensors}
     if len(sizes) != 1 or not (size := sizes.pop()):
         return {}
     names = {*pairs, *pairs.values()}
@@ -68,14 +69,13 @@ def vocabulary(base: Base, found: ModelClass | None) -> Mapping[str, int]:
 
 
 def _pairs(base: Base, found: ModelClass | None) -> Mapping[str, str]:
-    """Weights of heads → the embedding that each could share."""
+    """What heads could share with embeddings, or with each other: biases."""
     classes = [found] if found else []
     classes += list(base.architecture.classes.values()) if base.architecture else []
     return {
         base.stored_as(name, known): base.stored_as(source, known)
         for known in classes
         for name, source in known.tied.items()
-        if source.endswith(".weight")
     }
 
 
