@@ -186,4 +186,5 @@ class MergePlan:
 def _reads(work: Work) -> int:
     factors = sum(t.b.nbytes + (t.a.nbytes if t.a else 0) for t in work.terms)
     magnitudes = sum(slab.magnitude.nbytes for slab in work.slabs if slab.magnitude)
-    return work.value.nbytes + factors + magnitudes
+    rows = sum(row.value.nbytes // row.value.shape[0] for row in work.rows)
+    return work.value.nbytes + factors + magnitudes + rows

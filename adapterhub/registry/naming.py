@@ -179,11 +179,6 @@ class Naming:
         """Pairs that share one weight in the result; names of the result's class."""
         return self.result.tied_in(self.base.config) if self.result else {}
 
-    def tie(self, stored: str) -> tuple[str, str] | None:
-        """The tied pair to which a stored or new tensor will belong in the result."""
-        name = self.base.in_class(stored) if self.target is None else self.written(stored) or stored
-        return next((pair for pair in self.ties.items() if name in pair), None)
-
     def transposed(self, part: LowRank) -> bool:
         """Whether the weight is stored (in, out): embeddings, and GPT-2's Conv1D.
 

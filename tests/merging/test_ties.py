@@ -153,6 +153,63 @@ def test_what_was_tied_computes_what_peft_computes(
     assert written > stored if untied else written == stored
 
 
+# The base's files are those of the bare model, and its config names the class with a head, or not.
+BARE = {
+    "gpt2 lora E": Model(
+        "gpt2-bare",
+        "GPT2Config",
+        {**GPT2, **TIED},
+        "GPT2Model",
+        "GPT2LMHeadModel",
+        {"target_modules": ["c_attn", "wte"]},
+        says="GPT2LMHeadModel",
+    ),
+    "gpt2 lora H": Model(
+        "gpt2-bare",
+        "GPT2Config",
+        {**GPT2, **TIED},
+        "GPT2Model",
+        "GPT2LMHeadModel",
+        {"target_modules": ["c_attn", "lm_head"]},
+        says="GPT2LMHeadModel",
+    ),
+    "llama saved H": Model(
+        "llama-bare",
+        "LlamaConfig",
+        {**DECODER, **TIED},
+        "LlamaModel",
+        "LlamaForCausalLM",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "task_type": "CAUSAL_LM"},
+    ),
+    "llama saved E H": Model(
+        "llama-bare",
+        "LlamaConfig",
+        {**DECODER, **TIED},
+        "LlamaModel",
+        "LlamaForCausalLM",
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["lm_head", "embed_tokens"],
+            "task_type": "CAUSAL_LM",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("bare", BARE.values(), ids=BARE)
+def test_a_bare_models_files_are_untied_too(
+    bare: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = make(bare, tmp_path)
+    assert not any("lm_head" in name for name in opened(case.base).tensors)
+    report = merged(case, tmp_path / "out")
+    assert (report.model_class, config(tmp_path / "out")["architectures"]) == (
+        bare.trained,
+        [bare.trained],
+    )
+    assert_computes_the_same(case, tmp_path / "out", caplog)
+
+
 # What PEFT computes in these cases has no place in a checkpoint of this class, or PEFT fails.
 REFUSED = {
     ("llama", "tokens E, lora H"): r"another change meet in lm_head\.weight",
