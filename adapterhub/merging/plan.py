@@ -11,6 +11,7 @@ from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.merging import companions, tokenizers, vocabulary
 from adapterhub.merging.draft import Draft
 from adapterhub.merging.quantised import quantiser, refuse_quantised
+from adapterhub.merging.ties import refuse_unknown
 from adapterhub.merging.work import Fate, MergePlan, Options, Source, Term, Work
 from adapterhub.methods import Meaning, method
 from adapterhub.registry.fit import Naming, mismatches, refuse, target_class
@@ -62,6 +63,7 @@ def _drafted(
 ) -> Draft:
     draft = Draft(naming, sources, options)
     for number, meaning in enumerate(meanings):
+        refuse_unknown(naming, meaning)
         for part in meaning:
             draft.add(number, part)
         adapter = sources[number].adapter

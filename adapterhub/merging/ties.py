@@ -6,6 +6,7 @@ names of a weight differ, the result holds both, and its config.json says that n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,6 +17,7 @@ from adapterhub.base import groups
 from adapterhub.errors import NotMergeable
 from adapterhub.merging.rows import row_bytes
 from adapterhub.merging.work import Row, Slab, Term, Work
+from adapterhub.methods import Meaning, TokenRows
 from adapterhub.registry.naming import Naming
 from adapterhub.tensorfile import Tensor
 
@@ -86,6 +88,36 @@ def _refuse_unread(group: Sequence[str], works: Mapping[str, Work]) -> None:
             f"{' and '.join(readers)}, to which PEFT does not carry the change",
             remedy="train with target_modules naming embed_tokens instead",
         )
+
+
+# What heads and embeddings are called, of which nothing else is known.
+_TIEABLE = re.compile(
+    r"(^|\.)(embed_tokens|word_embeddings?|wte|shared|embed_in|tok_embeddings|lm_head|embed_out)$"
+)
+
+
+def refuse_unknown(naming: Naming, meaning: Meaning) -> None:
+    """Raises NotMergeable where nobody knows what shares a weight that is to be changed.
+
+    That is for an architecture of which nothing is known. Files that hold another weight of that
+    shape, as a head's, show that nothing is tied, and so may config.json.
+    """
+    base = naming.base
+    if naming.result is not None or base.config.get("tie_word_embeddings") is False:
+        return
+    for part in meaning:
+        embeds = isinstance(part, TokenRows) or getattr(part, "layout", "") == "embedding"
+        if not embeds and not _TIEABLE.search(part.module):
+            continue
+        name = f"{naming.stored(part.module)}.weight"
+        shape = base.tensors[name].shape if name in base.tensors else ()
+        others = (other for other in base.tensors if other != name)
+        if not any(base.tensors[other].shape == shape for other in others):
+            raise NotMergeable(
+                f"{part.module}: nothing is known of model_type {base.model_type!r}, so that it "
+                "cannot be seen which tensors share this weight",
+                remedy="say tie_word_embeddings=false in config.json if none does",
+            )
 
 
 # --- alike ------------------------------------------------------------------------------------

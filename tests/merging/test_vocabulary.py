@@ -283,6 +283,17 @@ def test_the_flag_is_cleared_where_it_stands_and_on_top(tmp_path: Path) -> None:
     assert plan.config["text_config"] == {"tie_word_embeddings": False}
 
 
+def test_what_an_unknown_architecture_ties_is_not_guessed(tmp_path: Path) -> None:
+    arrays = {name: a for name, a in llama().items() if name != "lm_head.weight"}
+    unknown = {"model_type": "no-such-model"}
+    adapter = save_adapter(tmp_path / "a", embedding(VOCABULARY))
+    with pytest.raises(NotMergeable, match="cannot be seen which tensors share this weight"):
+        plan_of(save_base(tmp_path / "tied", arrays, unknown), adapter)
+    said = {**unknown, "tie_word_embeddings": False}
+    assert len(plan_of(save_base(tmp_path / "said", arrays, said), adapter).changed) == 1
+    assert len(plan_of(save_base(tmp_path / "both", llama(), unknown), adapter).changed) == 1
+
+
 # --- rows -------------------------------------------------------------------------------------
 
 
