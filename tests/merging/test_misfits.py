@@ -148,9 +148,7 @@ def test_a_base_of_pickles_is_refused_with_the_command_that_converts(tmp_path: P
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"use_dora": True}, "a dora variant"),
         ({"alora_invocation_tokens": [1, 2]}, "a alora variant"),
-        ({"target_parameters": ["mlp.experts.down_proj"]}, "a target_parameters variant"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa'"),
         ({"layer_replication": [[0, 2]]}, "a layer_replication variant"),
     ],
