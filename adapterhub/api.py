@@ -77,6 +77,7 @@ def plan_merge(
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     force_base: bool = False,
+    base_is_initialised: bool = False,
     allow_pickle: bool = False,
     registry: Registry | None = None,
 ) -> MergePlan:
@@ -85,6 +86,7 @@ def plan_merge(
         dtype=dtype,
         max_shard_bytes=parse_size(max_shard_size),
         force_base=force_base,
+        base_is_initialised=base_is_initialised,
     )
     with _registry(registry) as reg:
         sources = [_source(reg, spec, allow_pickle) for spec in adapters]
@@ -99,6 +101,7 @@ def merge(
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     force_base: bool = False,
+    base_is_initialised: bool = False,
     allow_pickle: bool = False,
     resume: bool = False,
     registry: Registry | None = None,
@@ -108,8 +111,9 @@ def merge(
 
     `base`: a registered base, a directory, or a Hub id in the Hugging Face cache. `adapters`: refs
     or paths, or pairs of one and its weight. `dtype`: float32, float16, bfloat16. `max_shard_size`:
-    bytes, or a text such as "5GB"; None keeps the base's own files. `resume`: go on where an
-    interrupted merge of the same inputs was. `on_plan` is given the plan before anything is
+    bytes, or a text such as "5GB"; None keeps the base's own files. `base_is_initialised`: the base
+    is the one that PiSSA and the like have changed. `resume`: go on where an interrupted merge of
+    the same inputs was. `on_plan` is given the plan before anything is
     written, and returns two functions that are told of bytes hashed and written.
 
     Raises BaseMismatch, NotMergeable, OutputError and others, all before `out` exists.
@@ -121,6 +125,7 @@ def merge(
             dtype=dtype,
             max_shard_size=max_shard_size,
             force_base=force_base,
+            base_is_initialised=base_is_initialised,
             allow_pickle=allow_pickle,
             registry=reg,
         )

@@ -27,6 +27,11 @@ _WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]))
 @click.option("--max-shard-size", help="5GB, 512MiB …; by default the base's own files.")
 @click.option("--force-base", is_flag=True, help="Merge even if another base was recorded.")
+@click.option(
+    "--base-is-initialised",
+    is_flag=True,
+    help="The base is the one that PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ has changed.",
+)
 @click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted merge to the same --out.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")

@@ -27,7 +27,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
     options = options or Options()
     if not sources:
         raise InvalidOption("no adapter was given", remedy="name at least one adapter")
-    meanings = [method(s.adapter.method).implementation.meaning(s.adapter) for s in sources]
+    meanings = [_meaning(source, options) for source in sources]
     _refuse_misfits(base, sources, meanings)
     pairs = [(s.adapter, meaning) for s, meaning in zip(sources, meanings, strict=True)]
     target = target_class(base, pairs)
@@ -71,6 +71,11 @@ def _drafted(
             draft.add_spread(number, part)
     draft.refuse_conflicts()
     return draft
+
+
+def _meaning(source: Source, options: Options) -> Meaning:
+    implementation = method(source.adapter.method).implementation
+    return implementation.meaning(source.adapter, base_is_initialised=options.base_is_initialised)
 
 
 def _refuse_misfits(base: Base, sources: Sequence[Source], meanings: Sequence[Meaning]) -> None:

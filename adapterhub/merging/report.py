@@ -56,6 +56,7 @@ def document(plan: MergePlan, written: Written, base_root: str) -> dict[str, Any
         "options": {
             "dtype": plan.options.dtype,
             "max_shard_bytes": plan.options.max_shard_bytes,
+            "base_is_initialised": plan.options.base_is_initialised,
         },
         "model_class": plan.model_class,
         "fates": [

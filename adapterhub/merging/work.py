@@ -42,11 +42,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Options:
-    """`dtype`: float32, float16, bfloat16, or None for each tensor's own."""
+    """`dtype`: float32, float16, bfloat16, or None for each tensor's own.
+
+    `base_is_initialised`: the base is the one that the adapters' initialisation (PiSSA …) changed.
+    """
 
     dtype: str | None = None
     max_shard_bytes: int | None = None
     force_base: bool = False
+    base_is_initialised: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in OUTPUT_DTYPES:

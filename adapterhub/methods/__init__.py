@@ -59,8 +59,11 @@ class Implementation(Protocol):
     def parts(self, adapter: Adapter) -> Meaning:
         """What is understood of the adapter, for comparing it with a base."""
 
-    def meaning(self, adapter: Adapter) -> Meaning:
-        """What a merge has to do. Raises NotMergeable, naming the variant."""
+    def meaning(self, adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
+        """What a merge has to do. Raises NotMergeable, naming the variant.
+
+        `base_is_initialised`: the base at hand is the one that the method's initialisation changed.
+        """
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,11 @@ def test_the_report_tells_weights_and_options(base: Path, adapter: Path, tmp_pat
     run(base, tmp_path / "out", weighted, dtype="bfloat16", max_shard_bytes=500)
     document = json.loads((tmp_path / "out" / "adapterhub.json").read_text())
     weights = adapter / "adapter_model.safetensors"
-    assert document["options"] == {"dtype": "bfloat16", "max_shard_bytes": 500}
+    assert document["options"] == {
+        "dtype": "bfloat16",
+        "max_shard_bytes": 500,
+        "base_is_initialised": False,
+    }
     assert document["adapters"] == [
         {
             "digest": "sha256:" + "1" * 64,

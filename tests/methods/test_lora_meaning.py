@@ -13,7 +13,7 @@ import pytest
 
 from adapterhub.adapter import Adapter, Problem
 from adapterhub.errors import NotMergeable, NotSupported
-from adapterhub.methods import TABLE, BiasDelta, LowRank, Replacement, lora, method
+from adapterhub.methods import TABLE, BiasDelta, LowRank, Replacement, TokenRows, lora, method
 from adapterhub.schema import load
 from adapterhub.tensorfile import ArrayTensor
 
@@ -99,15 +99,13 @@ def test_convolutions_keep_their_kernel() -> None:
 @pytest.mark.parametrize(
     ("config", "name", "why"),
     [
-        ({"use_dora": True}, "dora", "later version"),
         ({"use_qalora": True}, "qalora", "pooled inputs"),
         ({"alora_invocation_tokens": [1]}, "alora", "after its invocation tokens"),
         ({"arrow_config": {"top_k": 2}}, "arrow", "at run time"),
         ({"kasa_config": {"beta": 1}}, "kasa", "its own SVD"),
         ({"use_bdlora": {"nblocks": 2}}, "bdlora", "block-diagonal"),
-        ({"target_parameters": ["experts.w"]}, "target_parameters", "later version"),
+        ({"megatron_config": {"x": 1}}, "megatron", "in its own way"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication", "share one weight"),
-        ({"trainable_token_indices": [1]}, "trainable_tokens", "later version"),
         ({"enable_lora": [True, False]}, "enable_lora", "fused layer"),
     ],
 )
@@ -134,7 +132,9 @@ def test_a_variant_is_refused_by_name(config: dict[str, Any], name: str, why: st
 def test_an_initialisation_that_changes_the_base_is_refused(init: str, name: str) -> None:
     with pytest.raises(NotMergeable, match=f"init_lora_weights is '{name}'") as caught:
         lora.meaning(adapter({"q": PAIR}, init_lora_weights=init))
-    assert "path_initial_model_for_weight_conversion" in caught.value.remedy
+    assert "--base-is-initialised" in caught.value.remedy
+    assert ("path_initial_model_for_weight_conversion" in caught.value.remedy) == (name != "loftq")
+    assert len(lora.meaning(adapter({"q": PAIR}, init_lora_weights=init), base_is_initialised=True))
     assert lora.variants({"init_lora_weights": init}) == (name,)
 
 
@@ -160,7 +160,7 @@ def test_what_only_trains_differently_merges() -> None:
     assert lora.variants(config) == ("monteclora", "velora")
 
 
-@pytest.mark.parametrize("role", ["lora_magnitude_vector", "lora_diag", "token_rows"])
+@pytest.mark.parametrize("role", ["lora_diag", "lora_other"])
 def test_a_tensor_outside_the_formula_is_refused(role: str) -> None:
     with pytest.raises(NotMergeable, match="1 tensors of this adapter are outside") as caught:
         lora.meaning(adapter({"q": {**PAIR, role: np.ones(2, np.float32)}}))
@@ -270,7 +270,7 @@ def test_a_pattern_that_cannot_be_used_is_a_problem() -> None:
 
 def test_ranks_of_packed_factors_without_a_usable_config() -> None:
     for config in ({"r": "2"}, {"rank_pattern": {"(": 1}}):
-        seen = adapter({"q": PAIR}, target_parameters=["w"], **config)
+        seen = adapter({"experts": PAIR}, target_parameters=["experts.w"], **config)
         assert lora.ranks(seen) is None
 
 
@@ -287,7 +287,117 @@ def test_experts_are_packed_and_have_the_rank_of_the_config() -> None:
     roles = {"lora_A": np.ones((8, 3), np.float32), "lora_B": np.ones((2, 8), np.float32)}
     seen = adapter({"experts": roles}, target_parameters=["experts.w"])
     assert lora.problems(seen) == []
-    assert lora.ranks(seen) == lora.Ranks({"experts": 2})
+    assert lora.ranks(seen) == lora.Ranks({"experts.w": 2})
+    (part,) = lora.meaning(seen)
+    assert isinstance(part, LowRank)
+    assert (part.layout, part.parameter, part.scale) == ("experts", "w", 1.5)
+    odd = {"lora_A": np.ones((7, 3), np.float32), "lora_B": np.ones((2, 7), np.float32)}
+    (problem,) = lora.problems(adapter({"experts": odd}, target_parameters=["experts.w"]))
+    assert problem.message == (
+        "experts.lora_A has rank 7, config says r=2 for each of some experts"
+    )
+
+
+def test_the_inner_wrapper_is_of_the_parameter_that_the_module_registered_first() -> None:
+    inner = {"base_layer.lora_A": A * 2, "base_layer.lora_B": B * 2}
+    patterns = {"rank_pattern": {"experts.down_proj": 1}, "alpha_pattern": {".*gate_up_proj": 8}}
+    targets = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    seen = adapter({"0.mlp.experts": PAIR | inner}, target_parameters=targets, **patterns)
+    up, down = lora.meaning(seen)
+    assert isinstance(up, LowRank) and isinstance(down, LowRank)
+    assert (up.parameter, up.roles[0], up.scale) == ("gate_up_proj", "base_layer.lora_A", 4.0)
+    assert (down.parameter, down.roles[0], down.scale) == ("down_proj", "lora_A", 3.0)
+    assert (up.a.read() == A * 2).all()
+    assert lora.problems(seen) == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "nested"),
+    [
+        (["experts.gate_up_proj"], True),  # two pairs, one name
+        (["experts.gate_up_proj", "experts.down_proj"], False),  # one pair, two names
+        (["experts.w1", "experts.w2"], True),  # nobody knows which is registered first
+        (["experts.a", "experts.b", "experts.c"], True),
+        ([], True),
+    ],
+)
+def test_pairs_whose_parameter_is_not_certain_are_refused(targets: list[str], nested: bool) -> None:
+    inner = {"base_layer.lora_A": A, "base_layer.lora_B": B} if nested else {}
+    seen = adapter({"experts": PAIR | inner}, target_parameters=targets)
+    with pytest.raises(NotMergeable, match=r"is not certain"):
+        lora.meaning(seen)
+
+
+def test_ordinary_modules_beside_targeted_parameters_are_what_they_were() -> None:
+    seen = adapter({"q_proj": PAIR, "mlp.experts": PAIR}, target_parameters=["experts.down_proj"])
+    assert [p.layout for p in lora.meaning(seen) if isinstance(p, LowRank)] == ["linear", "experts"]
+
+
+# --- DoRA -------------------------------------------------------------------------------------
+
+MAGNITUDE = np.array([3, 4], np.float32)
+
+
+def test_dora_hands_over_its_magnitude() -> None:
+    roles = {**PAIR, "lora_magnitude_vector": MAGNITUDE}
+    (part,) = lora.meaning(adapter({"q": roles}, use_dora=True))
+    assert isinstance(part, LowRank) and part.magnitude is not None
+    assert part.roles == ("lora_A", "lora_B", "lora_magnitude_vector")
+    assert part.magnitude.read().tolist() == [3, 4]
+    assert lora.problems(adapter({"q": roles}, use_dora=True)) == []
+
+
+def test_half_a_dora_is_refused() -> None:
+    roles = {**PAIR, "lora_magnitude_vector": MAGNITUDE}
+    with pytest.raises(NotMergeable, match='"k" has no lora_magnitude_vector, and use_dora is set'):
+        lora.meaning(adapter({"q": roles, "k": PAIR}, use_dora=True))
+    with pytest.raises(NotMergeable, match='"q" has a lora_magnitude_vector, and use_dora is not'):
+        lora.meaning(adapter({"q": roles, "k": PAIR}))
+    with pytest.raises(NotMergeable, match="use_dora and lora_bias"):
+        lora.meaning(adapter({"q": roles}, use_dora=True, lora_bias=True))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (1,), ()])
+def test_a_magnitude_of_another_size_is_fatal(shape: tuple[int, ...]) -> None:
+    roles = {**PAIR, "lora_magnitude_vector": np.ones(shape, np.float32)}
+    problem = _only(lora.problems(adapter({"q": roles}, use_dora=True)))
+    assert (problem.code, problem.fatal) == ("shape", True)
+    assert "expected one value for each of the 2 outputs" in problem.message
+
+
+def test_a_convolutions_magnitude_has_more_dimensions() -> None:
+    a, b = np.ones((2, 3, 1, 1), np.float32), np.ones((4, 2, 1, 1), np.float32)
+    roles = {"lora_A": a, "lora_B": b, "lora_magnitude_vector": np.ones((1, 4, 1, 1), np.float32)}
+    assert lora.problems(adapter({"conv": roles}, use_dora=True)) == []
+
+
+# --- rows of tokens ---------------------------------------------------------------------------
+
+ROWS = np.ones((2, 3), np.float32)
+
+
+@pytest.mark.parametrize("indices", [[7, 0], {"embed": [7, 0]}, {"model.embed": [7, 0], "x": [1]}])
+def test_rows_replace_tokens(indices: Any) -> None:
+    seen = adapter({"model.embed": {"token_rows": ROWS}}, trainable_token_indices=indices)
+    (part,) = lora.meaning(seen)
+    assert isinstance(part, TokenRows)
+    assert (part.module, part.indices, part.role) == ("model.embed", (7, 0), "token_rows")
+
+
+@pytest.mark.parametrize(
+    ("indices", "why"),
+    [
+        ([1], "names 1 tokens of it"),
+        (None, "names 0 tokens of it"),
+        ({"other": [1, 2]}, "names 0 tokens of it"),
+        ({"embed": [1, 2], "model.embed": [3, 4]}, "names 0 tokens of it"),
+        ([3, 3], "names a token twice"),
+    ],
+)
+def test_rows_that_do_not_go_with_their_indices_are_refused(indices: Any, why: str) -> None:
+    seen = adapter({"model.embed": {"token_rows": ROWS}}, trainable_token_indices=indices)
+    with pytest.raises(NotMergeable, match=why):
+        lora.meaning(seen)
     assert lora.parts(seen) == ()
 
 
