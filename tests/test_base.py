@@ -254,6 +254,22 @@ def test_ties_follow_the_config(tmp_path: Path) -> None:
     assert (both.tied, both.ties) == ({}, tie)
 
 
+def test_a_view_in_memory_has_tied_tensors_under_all_their_names(tmp_path: Path) -> None:
+    config = {**GPT2, "tie_word_embeddings": True}
+    base = open_base(save(tmp_path / "b", BARE, config))
+    view = base.in_memory(base.model_class)
+    assert view.borrowed == {"lm_head.weight": "wte.weight"}
+    assert view.tensors == {**base.tensors, "lm_head.weight": base.tensors["wte.weight"]}
+    assert view.in_memory(view.model_class) is view
+    assert (base.in_memory(None), base.borrowed) == (base, {})
+    bart = {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]}
+    names = ["model.encoder.layernorm_embedding.weight", "lm_head.weight"]
+    head = open_base(save(tmp_path / "h", names, bart))
+    shared = ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens")
+    borrowed = head.in_memory(head.model_class).borrowed
+    assert borrowed == {f"{name}.weight": "lm_head.weight" for name in shared}
+
+
 def test_a_bare_model_that_was_saved_without_a_head_has_no_ties(tmp_path: Path) -> None:
     base = open_base(save(tmp_path / "b", BARE, {**GPT2, "architectures": ["GPT2Model"]}))
     assert (base.prefix, base.ties, base.in_class("h.0.x")) == ("", {}, "h.0.x")

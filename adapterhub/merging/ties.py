@@ -62,7 +62,7 @@ def _beside(
 ) -> Settled:
     """For a class that ties whatever config.json says, unless the files hold different values."""
     for one, other in apart:
-        if one in borrowed or other in borrowed:
+        if borrowed.get(one) == other or borrowed.get(other) == one:
             raise NotMergeable(
                 f"{one} and {other} share one weight, and the adapter changes them differently; "
                 "no config can say that of this model",

@@ -274,6 +274,50 @@ def test_an_untied_tensor_is_hashed_like_any_other(tmp_path: Path) -> None:
     assert narrow["lm_head.weight"].dtype.name == "bfloat16"
 
 
+def test_files_that_hold_only_the_head_of_a_tied_pair(tmp_path: Path) -> None:
+    """transformers ties either way."""
+    arrays = {name: a for name, a in llama().items() if name != f"{EMBED}.weight"}
+    base = save_base(tmp_path / "base", arrays, {**LLAMA, "tie_word_embeddings": True})
+    start = f"base_model.model.{EMBED}"
+    factors = {
+        f"{start}.lora_embedding_A": random(51, 2, VOCABULARY),
+        f"{start}.lora_embedding_B": random(52, HIDDEN, 2),
+    }
+    got = merged_arrays(base, tmp_path / "out", save_adapter(tmp_path / "a", factors))
+    assert same_bits(got["lm_head.weight"], arrays["lm_head.weight"])
+    delta = 2.0 * (factors[f"{start}.lora_embedding_B"] @ factors[f"{start}.lora_embedding_A"]).T
+    want = arrays["lm_head.weight"] + delta
+    np.testing.assert_allclose(got[f"{EMBED}.weight"], want, rtol=0, atol=1e-5)
+
+
+T5_NAMES = ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+
+
+@pytest.mark.parametrize("stored", [T5_NAMES[:1], (T5_NAMES[0], T5_NAMES[3])])
+def test_four_names_of_one_weight(tmp_path: Path, stored: tuple[str, ...]) -> None:
+    """The names are tied whatever config.json says, unless the files hold two values."""
+    arrays = {f"{name}.weight": random(i, VOCABULARY, HIDDEN) for i, name in enumerate(stored)}
+    base = save_base(tmp_path / "base", arrays, T5)
+    new = random(7, VOCABULARY, HIDDEN)
+    alike = {key: a for name in T5_NAMES for key, a in whole(f"{name}.weight", new).items()}
+    modules = {"modules_to_save": list(T5_NAMES)}
+    got = merged_arrays(base, tmp_path / "out", save_adapter(tmp_path / "a", alike, **modules))
+    assert got.keys() == arrays.keys()
+    assert all(same_bits(array, new) for array in got.values())
+    apart = alike | whole("decoder.embed_tokens.weight", random(8, VOCABULARY, HIDDEN))
+    with pytest.raises(NotMergeable, match="no config can say that of this model"):
+        plan_of(base, save_adapter(tmp_path / "b", apart, **modules))
+    on_head = save_adapter(tmp_path / "c", pair(HEAD, VOCABULARY, HIDDEN))
+    if len(stored) == 1:
+        with pytest.raises(NotMergeable, match=r"shared\.weight and lm_head\.weight share one"):
+            plan_of(base, on_head)
+    else:
+        plan = plan_of(base, on_head)
+        assert [work.name for work in plan.changed] == ["lm_head.weight"]
+        assert plan.config == T5
+
+
 def test_the_flag_is_cleared_where_it_stands_and_on_top(tmp_path: Path) -> None:
     arrays = {name: a for name, a in llama().items() if name != "lm_head.weight"}
     config = {**LLAMA, "tie_word_embeddings": True, "text_config": {"tie_word_embeddings": True}}
