@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adapterhub.adapter import Adapter
@@ -134,7 +134,7 @@ def mismatches(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     base = seen(base, base.model_class, [(adapter, parts)])
     naming = Naming(base)
     found = [sentence for part in parts if (sentence := mismatch(naming, part, adapter.config))]
-    return found + _homeless(base, adapter, parts)
+    return [*found, *_wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, parts)]
 
 
 def _homeless(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
@@ -206,3 +206,21 @@ def _weight_mismatch(naming: Naming, part: LowRank, config: Mapping[str, Any]) -
     except NotMergeable:
         pass  # it fits; why it cannot be merged, a merge says
     return ""
+
+
+def _wrong_ranks(naming: Naming, adapter: Adapter, parts: Meaning) -> Iterator[str]:
+    """Factors of experts show their rank only beside a base, which says how many experts it has."""
+    several = [part for part in parts if isinstance(part, LowRank) and part.layout == "experts"]
+    ranks = method(adapter.method).implementation.ranks(adapter) if several else None
+    for part in several:
+        name = f"{part.module}.{part.parameter}"
+        expected = ranks.by_module.get(name) if ranks else None
+        try:
+            rank = sites(naming, part, adapter.config)[0].a.shape[0]
+        except (BaseMismatch, NotMergeable):
+            continue  # said elsewhere
+        if expected is not None and rank != expected:
+            yield (
+                f"{name}: for the experts of this base the adapter has rank {rank}, its config "
+                f"says r={expected}"
+            )

@@ -62,7 +62,7 @@ def adapted(layers: Layers, path: Path, **lora: Any) -> Any:
     base = model(layers).eval()
     randomise(base)
     (path / "base").mkdir()
-    config = {"model_type": layers.model_type, "architectures": ["It"]}
+    config = {"model_type": layers.model_type, "tie_word_embeddings": False}
     (path / "base" / "config.json").write_text(json.dumps(config))
     save_file(base.state_dict(), path / "base" / "model.safetensors")
     settings = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, **lora}

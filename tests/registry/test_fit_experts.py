@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapterhub.adapter import Adapter
 from adapterhub.base import Base, open_base
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import LowRank
@@ -212,3 +213,17 @@ def test_rows_that_a_fused_tensor_holds_as_columns_are_refused(
     mine = single("model.layers.0.mlp.experts.1.gate_proj", INNER, HIDDEN)
     with pytest.raises(NotMergeable, match=r"experts\.1\.gate_proj: the base holds its rows as"):
         sites(naming, mine, NOW)
+
+
+def test_a_rank_that_the_config_does_not_say_is_a_mismatch(tmp_path: Path) -> None:
+    """Of an adapter for 6 experts of rank 2 one for 3 experts would be made, of rank 4."""
+    base = opened(tmp_path / "b", apart())
+    config = {"peft_type": "LORA", "r": RANK, "target_parameters": ["mlp.experts.down_proj"], **NOW}
+    for experts, says in (
+        (EXPERTS, []),
+        (2 * EXPERTS, ["the adapter has rank 4, its config says r=2"]),
+    ):
+        mine = part("down_proj", HIDDEN, INNER, experts=experts)
+        modules = {mine.module: {"lora_A": mine.a, "lora_B": mine.b}}
+        found = fit.mismatches(base, Adapter("lora", "peft", config, modules), (mine,))
+        assert [sentence.partition("base ")[2] for sentence in found] == says
