@@ -37,6 +37,7 @@ def times(naming: Naming, adapter: Adapter, part: LowRank) -> int:
     the bare weight. Raises NotMergeable for a peft of which this is not known.
     """
     attention, _, name = part.module.rpartition(".")
+    attention = attention.removesuffix(".base_layer")
     packed = f"{naming.stored(attention)}.in_proj_weight"
     if name != "out_proj" or not attention or packed not in naming.base.tensors:
         return 1

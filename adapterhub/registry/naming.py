@@ -126,6 +126,7 @@ class Naming:
     def _spellings(self, module: str) -> Iterator[str]:
         """What `module` of the trained model may be called in the files."""
         yield module
+        module = module.replace(".base_layer.", ".")  # inside a wrapped MultiheadAttention
         for trained in self._classes():
             for path in (trained.stored_path(module), module):
                 yield path

@@ -253,7 +253,8 @@ def test_packed_projections_are_one_matrix(attention: Base) -> None:
 
 
 def test_out_proj_counts_as_often_as_in_pefts_forward_pass(attention: Base) -> None:
-    assert scale(attention, source("a", attention=True), OUT_PROJ) == [1.0]  # twice 0.5
+    for part in (OUT_PROJ, replace(OUT_PROJ, module="attn.base_layer.out_proj")):
+        assert scale(attention, source("a", attention=True), part) == [1.0]  # twice 0.5
     alone = source("a")
     assert scale(attention, alone, OUT_PROJ) == []
     fates = {fate.fate for fate in drafted(attention, (alone, [OUT_PROJ])).fates()}
