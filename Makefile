@@ -40,6 +40,8 @@ bench: $(READY)
 	$(BIN)/python tools/bench_digest.py
 	$(BIN)/python tools/bench_start.py
 	$(BIN)/python tools/bench_kernel.py
+	$(BIN)/python tools/bench_merge.py
+	$(BIN)/python tools/bench_merge.py --grow
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
