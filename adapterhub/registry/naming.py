@@ -127,6 +127,7 @@ class Naming:
         """What `module` of the trained model may be called in the files."""
         yield module
         module = module.replace(".base_layer.", ".")  # inside a wrapped MultiheadAttention
+        yield module
         for trained in self._classes():
             for path in (trained.stored_path(module), module):
                 yield path
