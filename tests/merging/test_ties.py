@@ -207,6 +207,7 @@ def test_a_bare_models_files_are_untied_too(
         bare.trained,
         [bare.trained],
     )
+    assert "lm_head.weight" in opened(tmp_path / "out").tensors
     assert_computes_the_same(case, tmp_path / "out", caplog)
 
 

@@ -290,6 +290,35 @@ def test_files_that_hold_only_the_head_of_a_tied_pair(tmp_path: Path) -> None:
     np.testing.assert_allclose(got[f"{EMBED}.weight"], want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("fields", "extra", "untied"),
+    [({}, False, False), ({"alpha_pattern": {"lm_head": 5}}, False, True), ({}, True, True)],
+)
+def test_equal_factors_of_both_names_keep_them_tied(
+    tmp_path: Path, fields: dict[str, Any], extra: bool, untied: bool
+) -> None:
+    """Unless they are scaled differently, or a magnitude belongs to rows of another kind."""
+    arrays = {name: a for name, a in llama().items() if name != "lm_head.weight"}
+    base = save_base(tmp_path / "base", arrays, {**LLAMA, "tie_word_embeddings": True})
+    a, b = random(51, 2, VOCABULARY), random(52, HIDDEN, 2)
+    start = "base_model.model"
+    factors = {
+        f"{start}.{EMBED}.lora_embedding_A": a,
+        f"{start}.{EMBED}.lora_embedding_B": b,
+        f"{start}.{HEAD}.lora_A.weight": np.ascontiguousarray(b.T),
+        f"{start}.{HEAD}.lora_B.weight": np.ascontiguousarray(a.T),
+    }
+    if extra:
+        factors[f"{start}.{EMBED}.lora_magnitude_vector"] = random(53, HIDDEN)
+        factors[f"{start}.{HEAD}.lora_magnitude_vector"] = random(54, VOCABULARY)
+    adapter = save_adapter(tmp_path / "a", factors, use_dora=extra, **fields)
+    plan = plan_of(base, adapter)
+    assert ("lm_head.weight" in plan.works) == untied
+    fates = {fate.tensor: fate.fate for fate in plan.fates}
+    shares = f"merged into {EMBED}.weight, which lm_head.weight shares"
+    assert fates[f"{HEAD}.lora_A"] == ("merged into lm_head.weight" if untied else shares)
+
+
 T5_NAMES = ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
 T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
 
