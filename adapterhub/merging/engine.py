@@ -43,13 +43,13 @@ UNSYNCED = 8  # finished shards that may wait for the disk
 class Written:
     """D of every output tensor, and sha256 of every other file.
 
-    `idle`: (source, key) of factors that are zero and so changed nothing. `resumed`, `discarded`:
-    whole shards of an earlier, interrupted merge that were kept, or thrown away.
+    `idle`: (tensor, source, key) of terms whose B is zero and that so changed nothing. `resumed`,
+    `discarded`: whole shards of an earlier, interrupted merge that were kept, or thrown away.
     """
 
     digests: Mapping[str, bytes]
     files: Mapping[str, str]
-    idle: frozenset[tuple[int, str]] = frozenset()
+    idle: frozenset[tuple[str, int, str]] = frozenset()
     resumed: int = 0
     discarded: int = 0
 
@@ -102,12 +102,12 @@ class Collector:
         self._plan = plan
         self._base_digests = base_digests
         self._chunks: dict[str, list[bytes]] = defaultdict(list)
-        self.idle: set[tuple[int, str]] = set()
+        self.idle: set[tuple[str, int, str]] = set()
 
     def take(self, done: Done) -> None:
         if isinstance(done.range, Compute):
             self._chunks[done.range.work.name].append(done.digest)
-            self.idle |= done.idle
+            self.idle |= {(done.range.work.name, *key) for key in done.idle}
 
     def digest_of(self, name: str) -> bytes:
         """D of a tensor whose ranges are all done."""
@@ -213,7 +213,7 @@ class _Shards:
     def written(self, files: Mapping[str, str]) -> Written:
         entries = [self._entries[shard.filename] for shard in self._plan.shards]
         digests = {n: bytes.fromhex(d) for entry in entries for n, d in entry["digests"].items()}
-        idle = frozenset((int(s), str(key)) for entry in entries for s, key in entry["idle"])
+        idle = frozenset((str(t), int(s), str(k)) for entry in entries for t, s, k in entry["idle"])
         return Written(digests, files, idle, self._resumed, self._partial.left_over)
 
 

@@ -68,7 +68,7 @@ def make_ready(work: Work, slab: Slab) -> Ready:
         merge = kernels.prepare(shape, factors, stored, written, transposed=slab.transposed)
         return Ready(slab, merge, idle)
     directions = kernels.prepare(shape, factors, stored, _F32, transposed=slab.transposed)
-    return Ready(slab, Dora(work, slab, directions, slab.magnitude), idle)
+    return Ready(slab, Dora(work, slab, directions, slab.magnitude), ())
 
 
 def _factor(term: Term) -> kernels.Factor:

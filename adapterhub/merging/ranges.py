@@ -10,6 +10,7 @@ from typing import Any
 
 from adapterhub.digest import CHUNK_BYTES
 from adapterhub.merging.work import MergePlan, Term, Work
+from adapterhub.registry.windows import HELD_BYTES, Window
 from adapterhub.tensorfile import DTYPES, FileTensor, ShardLayout
 
 # Long enough that the calls do not count, short enough to keep all workers busy to the end.
@@ -108,8 +109,10 @@ def memory(plan: MergePlan, threads: int) -> int:
     """About how many bytes running the plan takes, whatever the size of the model."""
     chunk = 3 * CHUNK_BYTES  # read, written, and fp32 in between
     factors = sorted((factor_bytes(work.terms) for work in plan.works.values()), reverse=True)
+    terms = [term for work in plan.works.values() for term in work.terms]
+    held = HELD_BYTES if any(isinstance(term.b, Window) for term in terms) else 0
     # Read and packed; one tensor is being worked on while the next is prepared.
-    return _OVERHEAD_BYTES + threads * chunk + 2 * sum(factors[:2])
+    return _OVERHEAD_BYTES + threads * chunk + 2 * sum(factors[:2]) + held
 
 
 def factor_bytes(terms: Sequence[Term]) -> int:

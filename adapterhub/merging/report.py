@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ from typing import Any
 from adapterhub import digest
 from adapterhub.merging.engine import Written
 from adapterhub.merging.work import Fate, MergePlan, Options, Source
+
+_EXPERT = re.compile(r"\[\d+\]$")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class MergeReport:
 
 def document(plan: MergePlan, written: Written, base_root: str) -> dict[str, Any]:
     """adapterhub.json of a merged directory, schema `merge`: inputs, fates, roots; no times."""
+    idle = _idle(plan, written)
     return {
         "schema": 1,
         "kind": "merge",
@@ -60,7 +64,7 @@ def document(plan: MergePlan, written: Written, base_root: str) -> dict[str, Any
         },
         "model_class": plan.model_class,
         "fates": [
-            {"adapter": fate.source, "tensor": fate.tensor, "fate": _told(fate, written)}
+            {"adapter": fate.source, "tensor": fate.tensor, "fate": _told(fate, idle)}
             for fate in plan.fates
         ],
         "actions": dict(sorted(actions(plan).items())),
@@ -81,15 +85,27 @@ def document(plan: MergePlan, written: Written, base_root: str) -> dict[str, Any
     }
 
 
-def _told(fate: Fate, written: Written) -> str:
+def _told(fate: Fate, idle: set[tuple[int, str]]) -> str:
     """The fate, and whether the values turned out to change nothing."""
     module = fate.tensor.rpartition(".")[0]
-    idle = (fate.source, module) in written.idle
-    return f"{fate.fate}: lora_B is all zero, so nothing changed" if idle else fate.fate
+    nothing = (fate.source, module) in idle
+    return f"{fate.fate}: lora_B is all zero, so nothing changed" if nothing else fate.fate
+
+
+def _idle(plan: MergePlan, written: Written) -> set[tuple[int, str]]:
+    """(source, key) of the pairs that change nothing anywhere; those of experts as one."""
+    everywhere: dict[tuple[int, str], bool] = {}
+    for work in plan.works.values():
+        for term in work.terms:
+            if term.a is not None:
+                pair = (term.source, _EXPERT.sub("", term.key))
+                still = (work.name, term.source, term.key) in written.idle
+                everywhere[pair] = everywhere.get(pair, True) and still
+    return {pair for pair, nothing in everywhere.items() if nothing}
 
 
 def _idle_notes(plan: MergePlan, written: Written) -> list[str]:
-    counts = Counter(source for source, _ in written.idle)
+    counts = Counter(source for source, _ in _idle(plan, written))
     return [
         f"{plan.sources[source].name} changes nothing in {count} of its modules: "
         "their lora_B is all zero"
