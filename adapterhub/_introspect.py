@@ -72,17 +72,43 @@ Modules = dict[str, Module]
 
 
 @dataclass(frozen=True)
+class Fused:
+    """See `catalogue.Fused`."""
+
+    parts: tuple[str, ...]
+    transposed: bool
+
+    def document(self) -> dict[str, Any]:
+        return {"parts": list(self.parts), "transposed": self.transposed}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What saving a model calls its tensors.
+
+    `plain`: name in memory → in the files. `experts`: name in the files of a part of one expert →
+    name in memory of what holds them all; `fused`: that name → what it holds.
+    """
+
+    plain: Mapping[str, str]
+    experts: Mapping[str, str]
+    fused: Mapping[str, Fused]
+
+
+@dataclass(frozen=True)
 class Class:
     """One class of transformers, by the names in its files.
 
     `ties` are those when the config wants them, `forced_ties` when it does not. `live`: pattern
-    of a module's path in memory → in the files, where the two differ.
+    of a module's path in memory → in the files, where the two differ. `fused`: pattern of a
+    parameter in memory that holds all experts of a layer.
     """
 
     modules: Modules
     ties: Mapping[str, str]
     forced_ties: Mapping[str, str]
     live: Mapping[str, str]
+    fused: Mapping[str, Fused]
 
 
 # --- the document -----------------------------------------------------------------------------
@@ -128,12 +154,14 @@ def _class_document(base: Modules, own: Class, prefix: str) -> dict[str, Any]:
     lacks = [path for path in base if join(prefix, path) not in own.modules]
     adds = {p: module for p, module in own.modules.items() if inherited.get(p) != module}
     live = {"live": dict(sorted(own.live.items()))} if own.live else {}
+    fused = {name: own.fused[name].document() for name in sorted(own.fused)}
     return {
         "prefix": prefix,
         "lacks": sorted(lacks),
         "adds": _documents(adds),
         "tied": dict(sorted(own.ties.items())),
         **live,
+        **({"fused": fused} if fused else {}),
     }
 
 
@@ -241,13 +269,19 @@ def _describe_class(cls: Any, model_type: str, variants: Sequence[Overrides]) ->
         for overrides in variants:
             model = _build(cls, _config(model_type, {**overrides, "tie_word_embeddings": tie}))
             names = None if model is None else stored_names(model)
-            live = None if names is None else live_patterns(names)
+            live = None if names is None else live_patterns(names.plain)
             if names is None or live is None:
                 return None
-            described.append((patterned(modules_of(model, names)), ties_of(model, names), live))
-    modules = reduce(_over_variants, (modules for modules, _, _ in described))
-    every_live = {pattern: path for _, _, live in described for pattern, path in live.items()}
-    return Class(modules, described[0][1], described[-1][1], every_live)
+            ties = ties_of(model, names.plain)
+            described.append((patterned(modules_of(model, names)), ties, live, names.fused))
+    modules = reduce(_over_variants, (modules for modules, *_ in described))
+    every_live = {pattern: path for *_, live, _ in described for pattern, path in live.items()}
+    every_fused = {
+        _pattern(name): Fused(tuple(map(_pattern, fused.parts)), fused.transposed)
+        for *_, found in described
+        for name, fused in found.items()
+    }
+    return Class(modules, described[0][1], described[-1][1], every_live, every_fused)
 
 
 def _build(cls: Any, config: Any) -> Any:
@@ -264,22 +298,66 @@ def _build(cls: Any, config: Any) -> Any:
 # --- names ------------------------------------------------------------------------------------
 
 
-def stored_names(model: Any) -> dict[str, str] | None:
-    """Name in memory → name in the files; None where saving splits or fuses tensors.
+def stored_names(model: Any) -> Names | None:
+    """The names that a model saved as it is would have in its files.
 
-    Also None where published files may have a prefix or not: the class alone cannot tell.
+    None where saving does more to tensors than renaming them and taking experts apart. Prefixes
+    that transformers takes away on loading, if files have them, are not in these names.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange, revert_weight_conversion
+    from transformers.core_model_loading import revert_weight_conversion
 
-    conversions = get_model_conversion_mapping(model, add_legacy=False)
-    if any(isinstance(conversion, PrefixChange) for conversion in conversions):
-        return None
     state = model.state_dict()
     saved = revert_weight_conversion(model, dict(state))
     by_tensor = {id(tensor): name for name, tensor in saved.items()}
-    names = {name: by_tensor[id(t)] for name, t in state.items() if id(t) in by_tensor}
-    return names if len(names) == len(state) == len(saved) else None
+    plain = {name: by_tensor[id(t)] for name, t in state.items() if id(t) in by_tensor}
+    experts: dict[str, str] = {}
+    fused = {name: Fused((), found) for name in plain if (found := _is_transposed(model, name))}
+    for name in state.keys() - plain.keys():
+        parts = _taken_apart(model, name) if state[name].ndim == 3 else None
+        if parts is None:
+            return None
+        fused[name] = parts
+        experts |= dict.fromkeys(_numbered(parts, state[name].shape[0]), name)
+    if len(plain) + len(experts) != len(saved) or not experts.keys() <= saved.keys():
+        return None
+    return Names(plain, experts, fused)
+
+
+def _is_transposed(model: Any, name: str) -> bool:
+    """Whether a parameter of experts is (experts, in, out), as its module says."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return bool(getattr(owner, "is_transposed", False)) and model.state_dict()[name].ndim == 3
+
+
+def _taken_apart(model: Any, name: str) -> Fused | None:
+    """What saving makes of a parameter that holds experts, tried on small numbers in its place."""
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    whole = torch.arange(2 * 6 * 5).reshape(2, 6, 5)  # experts, rows, columns
+    found: dict[str, list[Any]] = defaultdict(list)
+    for stored, tensor in sorted(revert_weight_conversion(model, {name: whole}).items()):
+        found[_of_any_expert(stored)].append(tensor)
+    if any(len(tensors) != 2 or "*" not in part for part, tensors in found.items()):
+        return None
+    for turned in (False, True):
+        experts = whole.transpose(1, 2) if turned else whole
+        parts = sorted(found, key=lambda part: int(found[part][0].min()))
+        joined = [torch.cat([found[part][e] for part in parts]) for e in (0, 1)]
+        if all(torch.equal(joined[e], experts[e]) for e in (0, 1)):
+            return Fused(tuple(parts), turned)
+    return None
+
+
+def _of_any_expert(name: str) -> str:
+    """`name` with `*` for its last number."""
+    parts = name.split(".")
+    places = [place for place, part in enumerate(parts) if _is_number(part)]
+    return ".".join([*parts[: places[-1]], "*", *parts[places[-1] + 1 :]]) if places else name
+
+
+def _numbered(fused: Fused, count: int) -> list[str]:
+    return [part.replace("*", str(expert)) for part in fused.parts for expert in range(count)]
 
 
 def live_patterns(names: Mapping[str, str]) -> dict[str, str] | None:
@@ -295,11 +373,14 @@ def live_patterns(names: Mapping[str, str]) -> dict[str, str] | None:
     return found
 
 
-def modules_of(model: Any, names: Mapping[str, str]) -> Modules:
-    """Stored path → module, for every module that directly holds saved tensors."""
+def modules_of(model: Any, names: Names) -> Modules:
+    """Stored path → module, for every module that directly holds saved tensors.
+
+    Each part of an expert is a Linear, whatever holds them all in memory.
+    """
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     held: dict[str, dict[str, str]] = defaultdict(dict)
-    for live, stored in names.items():
+    for live, stored in names.plain.items():
         path, _, tensor = stored.rpartition(".")
         held[path][tensor] = live
     found = {}
@@ -308,6 +389,9 @@ def modules_of(model: Any, names: Mapping[str, str]) -> Modules:
         saved_buffers = frozenset(tensor for tensor, live in tensors.items() if live in buffers)
         kind = kind_of(model.get_submodule(live_path))
         found[path] = Module(kind, frozenset(tensors) - saved_buffers, saved_buffers)
+    for stored in names.experts:
+        path, _, tensor = stored.rpartition(".")
+        found[path] = Module("Linear", frozenset({tensor}), frozenset())
     return found
 
 
@@ -321,8 +405,18 @@ def kind_of(module: Any) -> str:
     name = type(module).__name__
     if isinstance(module, nn.LayerNorm) or name.endswith(("LayerNorm", "RMSNorm")):
         return "Norm"
-    plain = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return _kind_of_convolution(module)
+    plain = (nn.Linear, nn.Embedding, nn.MultiheadAttention)
     return next((kind.__name__ for kind in plain if isinstance(module, kind)), name)
+
+
+def _kind_of_convolution(module: Any) -> str:
+    """Merges refuse those that are grouped, or padded with other than zeros, by this name."""
+    plain = f"Conv{module.weight.ndim - 2}d"
+    if module.groups > 1:
+        return f"Grouped{plain}"
+    return plain if module.padding_mode == "zeros" else f"Padded{plain}"
 
 
 def ties_of(model: Any, names: Mapping[str, str]) -> dict[str, str]:

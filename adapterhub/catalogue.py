@@ -15,8 +15,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
@@ -29,6 +29,7 @@ Tying = Literal["never", "always", "by-default", "on-request"]
 
 _MODEL_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+_LEGACY = {"gamma": "weight", "beta": "bias"}
 _MAX_NAME_CHARS = 512
 _MAX_NUMBERS = 6  # in one name; each may stand for itself or for `*`
 
@@ -49,6 +50,20 @@ class ModuleKind:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """A parameter that holds all experts of a layer in memory.
+
+    `parts`: patterns of the tensors that the files have for each expert instead; the last `*` is
+    the number of the expert. An expert of the parameter is its parts one after another along
+    `out`. Without parts, the files hold the parameter itself. `transposed`: it is (experts, in,
+    out).
+    """
+
+    parts: tuple[str, ...]
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class ModelClass:
     """A class of transformers. All names are those of its own saved tensors, `prefix` included.
 
@@ -57,6 +72,7 @@ class ModelClass:
     `tied`: name of a tensor that shares another's weights → name of that one; where the two are
     tied, only the second is saved. See `tied_in` for whether they are. `live`: pattern of a path
     in memory → of the path that the saved tensors have, where transformers renames on saving.
+    `fused`: pattern of a parameter's name in memory → what it holds.
     """
 
     name: str
@@ -68,6 +84,18 @@ class ModelClass:
     lacks: frozenset[str]
     tying: Tying
     live: Mapping[str, str]
+    fused: Mapping[str, Fused] = field(default_factory=dict)
+
+    def fused_in(self, name: str) -> tuple[Fused, tuple[str, ...]] | None:
+        """What the parameter `name` in memory holds; None if it is no parameter of experts.
+
+        Second: the parts with their layers' numbers filled in, and `*` for the expert's.
+        """
+        numbers = [part for part in name.split(".") if _NUMBER.fullmatch(part)]
+        found = self.fused.get(_starred(name))
+        if found is None:
+            return None
+        return found, tuple(_filled(part, numbers) for part in found.parts)
 
     def stored_path(self, path: str) -> str:
         """The path in the saved tensors of a module whose path in a live model is `path`.
@@ -75,21 +103,27 @@ class ModelClass:
         Adapters name modules as in memory, since transformers 5 not always as in the files: a
         ViT's `layers.0.attention.q_proj` is saved as `encoder.layer.0.attention.attention.query`.
         """
-        numbers = iter([part for part in path.split(".") if _NUMBER.fullmatch(part)])
-        pattern = ".".join("*" if _NUMBER.fullmatch(part) else part for part in path.split("."))
-        if "*" in path or pattern not in self.live:
-            return path
-        return re.sub(r"\*", lambda _: next(numbers), self.live[pattern])
+        numbers = [part for part in path.split(".") if _NUMBER.fullmatch(part)]
+        pattern = _starred(path)
+        return _filled(self.live[pattern], numbers) if pattern in self.live else path
 
     def module(self, path: str) -> ModuleKind | None:
         """The module at `path`, e.g. `bert.encoder.layer.3.attention.self.query`, if it has one."""
         return next((self.modules[p] for p in _patterns(path) if p in self.modules), None)
 
     def has_tensor(self, name: str) -> bool:
-        """True if the class loads a tensor of this name; also one that is tied to another."""
+        """True if the class loads a tensor of this name; also one that is tied to another.
+
+        Checkpoints of the first BERTs say `gamma` and `beta` for a norm's weight and bias, which
+        transformers reads too.
+        """
         path, _, tensor = name.rpartition(".")
         module = self.module(path)
-        return module is not None and tensor in module.parameters + module.buffers
+        if module is None:
+            return False
+        if module.kind == "Norm" and tensor in _LEGACY:
+            tensor = _LEGACY[tensor]
+        return tensor in module.parameters + module.buffers
 
     def is_head(self, path: str) -> bool:
         """True if the module at `path` is one that the base class does not have."""
@@ -220,6 +254,12 @@ def _class(
         lacks=lacks,
         tying=tying,
         live=MappingProxyType(dict(entry.get("live", {}))),
+        fused=MappingProxyType(
+            {
+                name: Fused(tuple(found["parts"]), found["transposed"])
+                for name, found in entry.get("fused", {}).items()
+            }
+        ),
     )
 
 
@@ -233,6 +273,20 @@ def _modules(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, ModuleKind]:
         )
         for path, entry in entries.items()
     }
+
+
+def _starred(path: str) -> str:
+    """`path` with `*` for its numbers; "" if it has stars of its own."""
+    if "*" in path:
+        return ""
+    return ".".join("*" if _NUMBER.fullmatch(part) else part for part in path.split("."))
+
+
+def _filled(pattern: str, numbers: Sequence[str]) -> str:
+    """`pattern` with these numbers for its first stars."""
+    for number in numbers:
+        pattern = pattern.replace("*", number, 1)
+    return pattern
 
 
 def _patterns(path: str) -> Iterator[str]:

@@ -29,27 +29,45 @@ _DEBERTA_V3: Overrides = {
     "position_biased_input": False,
 }
 _BIASED: Overrides = {"attention_bias": True}
+# Few layers and experts, which are all alike: enough of them to have every kind.
+_MOE: Overrides = {"num_hidden_layers": 4}
+_DEEPSEEK: Overrides = {**_MOE, "n_routed_experts": 8, "n_group": 1, "topk_group": 1}
 
 # Model type → the configurations whose tensors it must cover. What only some of them have is
 # marked as optional. They stand for published models, e.g. T5 v1.1, DeBERTa v3, OPT-350m.
 VARIANTS: Mapping[str, Sequence[Overrides]] = {
+    "albert": [{}],
     "bart": [{}],
     "bert": [{}],
     "bloom": [{}],
+    "clip": [{}],
+    "clip_text_model": [{}],
+    "clip_vision_model": [{}],
     "deberta-v2": [
         {},
         _DEBERTA_V3,
         {**_DEBERTA_V3, "share_att_key": False, "conv_kernel_size": 3, "conv_act": "gelu"},
         {"type_vocab_size": 2, "embedding_size": 128},
     ],
+    "deepseek_v2": [_DEEPSEEK, {**_DEEPSEEK, **_BIASED, "q_lora_rank": None}],
+    "deepseek_v3": [_DEEPSEEK, {**_DEEPSEEK, **_BIASED, "q_lora_rank": None}],
     "distilbert": [{}],
     "electra": [{}, {"embedding_size": 256}],
+    "falcon": [
+        {},
+        {"new_decoder_architecture": True},
+        {"bias": True, "alibi": True},
+        {"parallel_attn": False, "multi_query": False},
+    ],
     "gemma2": [{}, _BIASED],
     "gemma3_text": [{}, _BIASED],
     "gpt2": [{}],
     "gpt_neox": [{}, {"attention_bias": False}],
+    "gptj": [{}],
     "llama": [{}, {**_BIASED, "mlp_bias": True}],
+    "mamba": [{}, {"use_bias": True}],
     "mistral": [{}],
+    "mixtral": [{**_MOE, "num_local_experts": 4}],
     "opt": [
         {},
         {"word_embed_proj_dim": 512, "do_layer_norm_before": False},
@@ -57,8 +75,13 @@ VARIANTS: Mapping[str, Sequence[Overrides]] = {
     ],
     "phi3": [{}],
     "qwen2": [{}],
+    "qwen2_moe": [{**_MOE, "num_experts": 4}, {**_MOE, "num_experts": 4, "mlp_only_layers": [1]}],
     "qwen3": [{}, _BIASED],
+    "qwen3_moe": [
+        {**_MOE, **more, "num_experts": 4} for more in ({}, _BIASED, {"mlp_only_layers": [1]})
+    ],
     "roberta": [{}],
+    "siglip_vision_model": [{}],
     "t5": [{}, {"feed_forward_proj": "gated-gelu"}],
     "vit": [{}, {"qkv_bias": False}],
     "whisper": [{}, {"use_weighted_layer_sum": True}],

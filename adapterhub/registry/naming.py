@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from adapterhub.base import Base, respelled
-from adapterhub.catalogue import ModelClass
+from adapterhub.catalogue import Fused, ModelClass
 from adapterhub.methods import LowRank, Replacement
 
 # Constants that older checkpoints store: positions, causal masks, rotary frequencies.
@@ -81,7 +81,7 @@ class Naming:
     def fusion(self, part: LowRank) -> Fusion | None:
         """What the catalogue knows of a 3-D parameter, with stored names."""
         for known in self._classes():
-            found = _fused_in(known, f"{part.module}.{part.parameter}")
+            found = known.fused_in(f"{part.module}.{part.parameter}")
             if found is not None:
                 fused, names = found
                 return Fusion(tuple(self._restored(n, known) for n in names), fused.transposed)
@@ -108,13 +108,13 @@ class Naming:
     def fused_home(self, module: str) -> Home | None:
         """Where files that fuse the experts hold the weight of `module`, which is one expert's."""
         for known in self._classes():
-            for name, fused in _fused(known).items():
+            for name, fused in known.fused.items():
                 home = self._home(known, name, fused, f"{module}.weight")
                 if home and home.stored in self.base.tensors:
                     return home
         return None
 
-    def _home(self, known: ModelClass, name: str, fused: Any, weight: str) -> Home | None:
+    def _home(self, known: ModelClass, name: str, fused: Fused, weight: str) -> Home | None:
         for number, pattern in enumerate(fused.parts):
             found = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d{1,6})"), weight)
             if found:
@@ -202,12 +202,3 @@ def _filled(pattern: str, numbers: Iterable[str]) -> str:
     """`pattern` with these numbers in the places of its `*`."""
     rest = iter(numbers)
     return re.sub(r"\*", lambda _: next(rest), pattern)
-
-
-def _fused(known: ModelClass) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(known, "fused", {})
-    return found
-
-
-def _fused_in(known: ModelClass, name: str) -> Any:
-    return known.fused_in(name) if hasattr(known, "fused_in") else None
