@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from adapterhub.base import Base, respelled
 from adapterhub.catalogue import Fused, ModelClass
