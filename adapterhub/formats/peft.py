@@ -1,7 +1,7 @@
 """Hugging Face PEFT: adapter_config.json + adapter_model.safetensors (or .bin, with consent).
 
-Keys are `base_model.model.<module path in the wrapped model>.<suffix>`; the adapter's own name is
-not in them. Source of names: peft/utils/save_and_load.py, read at 0.20.1 and run at 0.21.2.
+How the tensors are called: `peft_keys`. Source: peft/utils/save_and_load.py, read at 0.20.1 and
+run at 0.21.2.
 """
 
 from __future__ import annotations
@@ -9,56 +9,34 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapterhub import strictjson
-from adapterhub.adapter import REPLACE, Adapter, BaseClaim, Problem, Reading, SourceFile
+from adapterhub.adapter import Adapter, BaseClaim, Problem, Reading, SourceFile
 from adapterhub.base import TOKENIZER_FILES
-from adapterhub.errors import (
-    AdapterHubError,
-    NotSupported,
-    OutputError,
-    PickleRefused,
-    SchemaError,
-)
-from adapterhub.formats import card, pickles
-from adapterhub.formats.renamer import Renamer
+from adapterhub.errors import AdapterHubError, NotSupported, OutputError, SchemaError
+from adapterhub.formats import card
+from adapterhub.formats.peft_keys import key, modules_of
+from adapterhub.formats.peft_weights import PICKLE, WEIGHTS, read_weights
 from adapterhub.methods import TABLE as METHODS
-from adapterhub.tensorfile import Tensor, read_header, shown, write_file
+from adapterhub.tensorfile import Tensor, shown, write_file
+
+__all__ = [
+    "CONFIG",
+    "PICKLE",
+    "WEIGHTS",
+    "key",
+    "labels_of",
+    "looks_like_path",
+    "read",
+    "recognises",
+    "write",
+]
 
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PICKLE = "adapter_model.bin"
 METADATA = {"format": "pt"}
-WRAPPED = "wrapped:"  # replace:… of a module that an adapter wraps
-TOKENS_WRAPPED = "tokens_wrapped:"  # … or that trainable tokens wrap
-
-KEYS = Renamer(
-    (
-        ("base_model.model.{module}.lora_A.weight", "lora_A"),
-        ("base_model.model.{module}.lora_B.weight", "lora_B"),
-        ("base_model.model.{module}.lora_B.bias", "lora_B.bias"),
-        ("base_model.model.{module}.lora_embedding_A", "lora_embedding_A"),
-        ("base_model.model.{module}.lora_embedding_B", "lora_embedding_B"),
-        ("base_model.model.{module}.lora_magnitude_vector", "lora_magnitude_vector"),
-        ("base_model.model.{module}.lora_diag", "lora_diag"),
-        ("base_model.model.{module}.token_adapter.trainable_tokens_delta", "token_rows"),
-        ("base_model.model.{module}.token_adapter.base_layer.{name}", TOKENS_WRAPPED + "{name}"),
-        ("base_model.model.{module}.base_layer.{name}", WRAPPED + "{name}"),
-        ("base_model.model.{module}.{name}", REPLACE + "{name}"),
-    )
-)
-
-
-# Parts of names that the wrapper owns. Where one is left in a module path, the key is none that
-# PEFT writes (`lora_A.default.weight`), and no whole tensor of a base has such a name.
-_WRAPPERS = re.compile(
-    r"(^|\.)(modules_to_save|original_module|token_adapter|trainable_tokens_delta|"
-    r"(lora|ia3|hada|lokr|oft|boft|vera|randlora|adapter)_[^.]*)(\.|$)"
-)
-_ANY_WRAPPED = re.compile(f"^({WRAPPED}|{TOKENS_WRAPPED})")
 # `name` or `owner/name`; what the Hub takes as the id of a repository.
 _HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _FOLDER = re.compile(
@@ -78,14 +56,14 @@ def read(path: Path, *, allow_pickle: bool) -> Reading:
     method = _method_name(config)
     if not problems:
         problems += _config_problems(config, method)
-    weights, weight_problems = _read_weights(directory, allow_pickle)
+    weights, weight_problems = read_weights(directory, allow_pickle=allow_pickle)
     problems += weight_problems
     labels, label_problems = _read_labels(directory)
     problems += label_problems
     adapter = None
     if weights is not None:
-        modules, key_problems = _modules(weights[1])
-        problems += key_problems
+        modules, unknown = modules_of(weights[1])
+        problems += _key_problems(unknown)
         if method is not None and method in METHODS:
             adapter = _adapter(method, config, modules, labels)
             problems += METHODS[method].implementation.problems(adapter)
@@ -128,6 +106,13 @@ def _adapter(
 def _string(config: Mapping[str, Any], field: str) -> str | None:
     value = config.get(field)
     return value if isinstance(value, str) and value else None
+
+
+def _key_problems(unknown: Sequence[str]) -> list[Problem]:
+    if not unknown:
+        return []
+    text = f"{len(unknown)} tensors have names that PEFT does not write: {', '.join(unknown[:5])}"
+    return [_fatal("unknown-keys", text, "re-export with peft's save_pretrained")]
 
 
 def _method_name(config: Mapping[str, Any]) -> str | None:
@@ -214,62 +199,6 @@ def labels_of(model_config: Mapping[str, Any]) -> tuple[str, ...]:
     return labels
 
 
-# --- weights ----------------------------------------------------------------------------------
-
-
-def _read_weights(
-    directory: Path, allow_pickle: bool
-) -> tuple[tuple[SourceFile, Mapping[str, Tensor]] | None, list[Problem]]:
-    safe, pickle = directory / WEIGHTS, directory / PICKLE
-    problems = []
-    if safe.is_file() and pickle.is_file():
-        text = f"both {WEIGHTS} and {PICKLE} are present; {PICKLE} is left aside"
-        problems.append(Problem("two-weights", text, f"remove {PICKLE}"))
-    if not safe.is_file() and not pickle.is_file():
-        text = f"{directory} has no {WEIGHTS}"
-        return None, [_fatal("no-weights", text, "copy the weights beside the config")]
-    try:
-        if safe.is_file():
-            tensors: Mapping[str, Tensor] = read_header(safe).tensors
-            return (SourceFile(WEIGHTS, safe, "weights"), tensors), problems
-        if not allow_pickle:
-            text = f"{PICKLE} is a pickle, which can run code when it is read"
-            raise PickleRefused(text, remedy="--allow-pickle reads its tensors and nothing else")
-        return (SourceFile(PICKLE, pickle, "weights"), pickles.load(pickle)), problems
-    except AdapterHubError as error:
-        return None, [*problems, _fatal(error.code, error.message, error.remedy)]
-
-
-def _modules(
-    tensors: Mapping[str, Tensor],
-) -> tuple[dict[str, dict[str, Tensor]], list[Problem]]:
-    modules: dict[str, dict[str, Tensor]] = {}
-    unknown = []
-    for name in sorted(tensors):
-        place = _place(name)
-        if place is None:
-            unknown.append(shown(name))
-            continue
-        module, role = place
-        if role in modules.setdefault(module, {}):
-            unknown.append(f"{shown(name)} (stands twice, with and without base_layer)")
-        modules[module][role] = tensors[name]
-    if not unknown:
-        return modules, []
-    text = f"{len(unknown)} tensors have names that PEFT does not write: {', '.join(unknown[:5])}"
-    return modules, [_fatal("unknown-keys", text, "re-export with peft's save_pretrained")]
-
-
-def _place(name: str) -> tuple[str, str] | None:
-    """`(module, role)` of a tensor's name; None for a name that PEFT does not write."""
-    place = KEYS.read(name)
-    if place is None:
-        return None
-    module, role = place[0], re.sub(_ANY_WRAPPED, REPLACE, place[1])
-    own = f"{module}.{role.removeprefix(REPLACE)}" if role.startswith(REPLACE) else module
-    return None if _WRAPPERS.search(own) else (module, role)
-
-
 def _files(directory: Path, weights: SourceFile | None) -> tuple[SourceFile, ...]:
     files = [weights] if weights else []
     if (directory / CONFIG).is_file():
@@ -320,14 +249,3 @@ def _write_text(path: Path, text: str) -> None:
             f"{path} cannot be written: {error.strerror}",
             remedy="free some space, or choose a directory that you may write to",
         ) from error
-
-
-def key(adapter: Adapter, module: str, role: str) -> str:
-    """The name on disk of a tensor. Raises NotSupported where PEFT has none."""
-    roles = adapter.modules[module]
-    wrapper = TOKENS_WRAPPED if "token_rows" in roles else REPLACE
-    wrapper = WRAPPED if any(other.startswith("lora_") for other in roles) else wrapper
-    name = KEYS.write(module, role.replace(REPLACE, wrapper, 1))
-    if name is None or _place(name) != (module, role):
-        raise NotSupported(f"PEFT has no spelling for {role} of {module}")
-    return name

@@ -69,6 +69,14 @@ def test_a_sound_adapter(peft_dir: Maker) -> None:
         ("classifier.weight", "classifier", "replace:weight"),
         ("classifier.out_proj.bias", "classifier.out_proj", "replace:bias"),
         ("attn.base_layer.out_proj.lora_A.weight", "attn.base_layer.out_proj", "lora_A"),
+        ("experts.base_layer.lora_A.weight", "experts", "base_layer.lora_A"),
+        ("x.base_layer.base_layer.lora_B.weight", "x", "base_layer.base_layer.lora_B"),
+        ("experts.base_layer.base_layer.down_bias", "experts", "replace:down_bias"),
+        ("h.0.q.lora_magnitude_vector.weight", "h.0.q", "lora_magnitude_vector"),
+        ("h.0.q.lora_velora_embed", "h.0.q", "lora_velora_embed"),
+        ("h.0.q.lora_monteclora_sampler.std_prior", "h.0.q", "lora_monteclora.std_prior"),
+        ("score.modules_to_save.bias", "score", "replace:modules_to_save.bias"),
+        ("score.original_module.a.bias", "score", "replace:original_module.a.bias"),
     ],
 )
 def test_every_role(peft_dir: Maker, key: str, module: str, role: str) -> None:
@@ -92,6 +100,11 @@ def test_every_role(peft_dir: Maker, key: str, module: str, role: str) -> None:
         "classifier.modules_to_save.weight",
         "classifier.original_module.weight",
         "wte.token_adapter.weight",
+        "h.0.q.lora_magnitude_vector.default",
+        "h.0.q.lora_magnitude_vector.default.weight",
+        "h.0.q.base_layer.lora_magnitude_vector",
+        "h.0.q.base_layer.lora_embedding_A",
+        "h.0.q.lora_A.modules_to_save.bias",
         "weight",
         ".weight",
         "a..weight",
@@ -119,6 +132,11 @@ def test_a_tensor_that_stands_twice(peft_dir: Maker) -> None:
     assert error.message.endswith(
         '"base_model.model.q.bias" (stands twice, with and without base_layer)'
     )
+    magnitude = "q.lora_magnitude_vector"
+    error = refusal(
+        formats.read(peft_dir({**PAIR, magnitude: ONE, f"{magnitude}.weight": ONE}, name="other"))
+    )
+    assert error.message.endswith('vector.weight" (stands twice, with and without weight)')
 
 
 # --- config -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from adapterhub import formats
 from adapterhub.adapter import Adapter, BaseClaim
 from adapterhub.errors import NotSupported, OutputError, UnknownFormat
-from adapterhub.formats import peft
+from adapterhub.formats import peft, peft_keys
 from adapterhub.formats.renamer import Renamer
 from adapterhub.tensorfile import ArrayTensor, read_header
 
@@ -46,6 +46,21 @@ ALL_ROLES = {
     "wpe": {"token_rows": values(1, 3), "replace:weight": values(5, 3)},
     "conv": {"lora_A": values(2, 3, 1, 1), "lora_B": values(5, 2, 1, 1)},
     "attn.base_layer.out_proj": {"lora_A": values(2, 3), "lora_B": values(3, 2)},
+    "mlp.experts": {
+        "base_layer.base_layer.lora_A": values(4, 3),
+        "base_layer.base_layer.lora_B": values(2, 4),
+        "base_layer.lora_A": values(2, 3),
+        "base_layer.lora_B": values(2, 2),
+        "lora_A": values(4, 3),
+        "lora_B": values(2, 4),
+        "replace:gate_up_proj_bias": values(2, 3),
+    },
+    "v": {"lora_A": values(2, 3), "lora_B": values(4, 2), "lora_velora_embed": values(1)},
+    "m": {"lora_A": values(2, 3), "lora_B": values(4, 2), "lora_monteclora.std_prior": values(2)},
+    "classifier": {
+        "replace:modules_to_save.dense.bias": values(3),
+        "replace:original_module.dense.bias": values(3),
+    },
     "classifier.dense": {"replace:weight": values(3, 3), "replace:bias": values(3)},
     "norm": {"replace:bias": values(3)},
 }
@@ -194,9 +209,9 @@ ROLES = st.one_of(
 
 @given(PATHS, ROLES)
 def test_what_the_renamer_writes_it_reads_back(module: str, role: str) -> None:
-    key = peft.KEYS.write(module, role)
+    key = peft_keys.KEYS.write(module, role)
     if key is not None:
-        assert peft.KEYS.read(key) == (module, role)
+        assert peft_keys.KEYS.read(key) == (module, role)
     elif not set(module.split(".")) & {"lora_A", "base_layer", "token_adapter"}:
         assert role.split(":")[-1] in ("lora_A", "lora_B")  # `x.lora_A` is no whole tensor
 
@@ -204,8 +219,8 @@ def test_what_the_renamer_writes_it_reads_back(module: str, role: str) -> None:
 @given(st.lists(PARTS, min_size=1, max_size=6).map(".".join))
 def test_what_the_renamer_reads_it_writes_back(path: str) -> None:
     key = f"base_model.model.{path}"
-    place = peft.KEYS.read(key)
-    assert place is None or peft.KEYS.write(*place) == key
+    place = peft_keys.KEYS.read(key)
+    assert place is None or peft_keys.KEYS.write(*place) == key
 
 
 def test_rows_are_tried_in_their_order() -> None:

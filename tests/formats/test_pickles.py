@@ -14,9 +14,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from adapterhub import formats
-from adapterhub.errors import AdapterHubError, InvalidTensorFile, PickleRefused
+from adapterhub import digest, formats
+from adapterhub.adapter import Problem
+from adapterhub.errors import AdapterHubError, InvalidAdapter, InvalidTensorFile, PickleRefused
 from adapterhub.formats import pickles
 from adapterhub.registry import inspection
 
@@ -84,16 +86,109 @@ def test_dtypes(tmp_path: Path, dtype: torch.dtype, spelled: str, numpy: type) -
     assert found["s"].shape == ()
 
 
-def test_both_files(pickled: Callable[..., Path], peft_dir: Callable[..., Path]) -> None:
+SAME = {
+    "base_model.model.layer.0.q.lora_A.weight": torch.arange(6.0).reshape(2, 3),
+    "base_model.model.layer.0.q.lora_B.weight": torch.tensor([[1.0, 0], [0, 2]]),
+}
+A, B = SAME
+
+
+def _both(path: Path, content: Any) -> Problem:
+    torch.save(content, path / "adapter_model.bin")
+    (problem,) = [p for p in formats.read(path).problems if p.code == "two-weights"]
+    return problem
+
+
+def test_both_files_with_the_same_values(peft_dir: Callable[..., Path]) -> None:
     path = peft_dir()
-    torch.save(PAIR, path / "adapter_model.bin")
-    reading = formats.read(path, allow_pickle=True)
-    assert "layer.0.q" in inspection.require(reading).modules
-    (problem,) = [p for p in reading.problems if p.code == "two-weights"]
+    problem = _both(path, dict(reversed(SAME.items())))
     assert problem.sentence() == (
         "both adapter_model.safetensors and adapter_model.bin are present; adapter_model.bin is "
         "left aside (remove adapter_model.bin)"
     )
+    assert not problem.fatal
+    assert "layer.0.q" in inspection.require(formats.read(path)).modules
+
+
+@pytest.mark.parametrize(
+    ("content", "difference"),
+    [
+        (SAME | {B: SAME[B] * 2}, f'"{B}" has other values'),
+        (SAME | {A: SAME[A] * 2, B: SAME[B] * 2}, f'"{A}" has other values'),
+        # Equal to ==, and not the same bytes.
+        (SAME | {B: SAME[B] * torch.tensor([1.0, -1])}, f'"{B}" has other values'),
+        (SAME | {A: SAME[A].reshape(3, 2)}, f'"{A}" is F32 [2, 3] in the first and F32 [3, 2]'),
+        (SAME | {A: SAME[A].bfloat16()}, f'"{A}" is F32 [2, 3] in the first and BF16 [2, 3] in'),
+        ({A: SAME[A]}, f'only adapter_model.safetensors has "{B}"'),
+        (SAME | {"a": SAME[B]}, 'only adapter_model.bin has "a"'),
+    ],
+)
+def test_both_files_with_different_values(
+    peft_dir: Callable[..., Path], content: dict[str, torch.Tensor], difference: str
+) -> None:
+    path = peft_dir()
+    problem = _both(path, content)
+    assert difference in problem.message
+    one, other = (_root(file, content) for file in (path / "adapter_model.safetensors", None))
+    assert problem.message.startswith(
+        f"adapter_model.safetensors ({one}) and adapter_model.bin ({other}) differ: "
+    )
+    assert one != other
+    with pytest.raises(InvalidAdapter, match="differ") as caught:
+        inspection.require(formats.read(path, allow_pickle=True))
+    assert caught.value.remedy == "remove the one that is out of date"
+
+
+def _root(file: Path | None, content: dict[str, torch.Tensor]) -> str:
+    """Over the bytes as torch has them."""
+    tensors = load_file(file) if file else content
+    leaves = []
+    for name, tensor in tensors.items():
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16"}[tensor.dtype]
+        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        leaves.append((name, dtype, tuple(tensor.shape), digest.of_tensor(raw)))
+    return digest.weights_root(leaves)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04", "is truncated"),
+        (pickle.dumps({"a": 1}), "it holds more than tensors"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git-LFS pointer"),
+    ],
+)
+def test_a_pickle_beside_the_weights_that_cannot_be_read(
+    peft_dir: Callable[..., Path], content: bytes, said: str
+) -> None:
+    path = peft_dir()
+    (path / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(InvalidAdapter, match=said) as caught:
+        inspection.require(formats.read(path))
+    assert "lies adapter_model.bin, whose content is not known" in caught.value.message
+    assert caught.value.remedy == "remove adapter_model.bin if it is out of date"
+
+
+def test_a_payload_beside_the_weights_does_not_run(
+    peft_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, marker = peft_dir(), tmp_path / "ran"
+    (path / "adapter_model.bin").write_bytes(pickle.dumps({A: Payload(marker)}))
+    with pytest.raises(InvalidAdapter, match="whose content is not known"):
+        inspection.require(formats.read(path))
+    assert not marker.exists()
+
+
+def test_a_pickle_beside_the_weights_that_is_far_too_large_is_not_read(
+    peft_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = peft_dir()
+    monkeypatch.setattr(pickles, "load", lambda path: pytest.fail("read"))
+    with (path / "adapter_model.bin").open("wb") as file:
+        file.truncate(100 * 1024 * 1024)  # without a byte on disk
+    with pytest.raises(InvalidAdapter, match=r"adapter_model\.bin is many times as large, and is"):
+        inspection.require(formats.read(path))
 
 
 class Payload:
