@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adapterhub.base import Base, fingerprints
@@ -44,7 +44,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
         options=options,
         works=works,
         shards=_shards(base, works, options),
-        fates=draft.fates(),
+        fates=(*draft.fates(), *_idle(sources)),
         left_out=left_out,
         model_class=naming.result.name if naming.result else None,
         config=companions.config(
@@ -76,6 +76,13 @@ def _drafted(
 def _meaning(source: Source, options: Options) -> Meaning:
     implementation = method(source.adapter.method).implementation
     return implementation.meaning(source.adapter, base_is_initialised=options.base_is_initialised)
+
+
+def _idle(sources: Sequence[Source]) -> Iterator[Fate]:
+    for number, source in enumerate(sources):
+        idle = method(source.adapter.method).implementation.idle(source.adapter)
+        for module, role, why in idle:
+            yield Fate(number, f"{module}.{role}", f"unused: {why}")
 
 
 def _refuse_misfits(base: Base, sources: Sequence[Source], meanings: Sequence[Meaning]) -> None:

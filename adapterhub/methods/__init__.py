@@ -65,6 +65,9 @@ class Implementation(Protocol):
         `base_is_initialised`: the base at hand is the one that the method's initialisation changed.
         """
 
+    def idle(self, adapter: Adapter) -> tuple[tuple[str, str, str], ...]:
+        """Module, role and reason of the tensors that nothing reads once training is over."""
+
 
 @dataclass(frozen=True)
 class Method:

@@ -7,9 +7,15 @@ Rank and alpha are per module where `rank_pattern` and `alpha_pattern` say so. D
 https://arxiv.org/abs/2402.09353) scales each row of the sum to a length that was trained; trainable
 tokens replace rows of an embedding.
 
+With `ensure_weight_tying` PEFT trains one pair, or one copy, for the input embedding and what is
+tied to it, and writes it under each name, for a head transposed; so each is a part like any other.
+Rows of tokens it writes once, for the embedding: what is tied follows them, and with equal indices
+does so without that field (peft 0.21.2, `set_additional_trainable_modules`).
+
 Roles: lora_A, lora_B, lora_B.bias (lora_bias), lora_embedding_A, lora_embedding_B,
 lora_magnitude_vector (DoRA), lora_diag (KaSA), token_rows (trainable tokens), and `replace:…`;
-`base_layer.lora_A` is of a wrapper inside another one (see lora_pairs).
+`base_layer.lora_A` is of a wrapper inside another one (see lora_pairs). lora_velora_embed and
+lora_monteclora.… are the state of a training.
 """
 
 from __future__ import annotations
@@ -26,13 +32,19 @@ from adapterhub.methods.lora_pairs import MAGNITUDE, Pair, pairs, refuse_uncerta
 from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows
 from adapterhub.tensorfile import Tensor, shown
 
-__all__ = ["Ranks", "fields", "meaning", "parse", "parts", "problems", "ranks", "variants"]
+__all__ = ["Ranks", "fields", "idle", "meaning", "parse", "parts", "problems", "ranks", "variants"]
 
 TOKEN_ROWS = "token_rows"
+_TRAINING = {"lora_velora_embed": "velora_config", "lora_monteclora.": "monteclora_config"}
+_COPIES = {
+    f"{REPLACE}modules_to_save.": "PEFT loads the tensor of that name without modules_to_save",
+    f"{REPLACE}original_module.": "it is of the module before it was trained",
+}
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
     refuse_variants(adapter.config, base_is_initialised=base_is_initialised)
+    parse(adapter.config)  # raises for fields of a wrong type, before anything looks into them
     refuse_uncertain(adapter)
     _refuse_half_dora(adapter)
     _refuse_wrong_rows(adapter)
@@ -87,6 +99,13 @@ def _token_rows(adapter: Adapter) -> Iterator[TokenRows]:
 
 
 def _refuse_wrong_rows(adapter: Adapter) -> None:
+    found = [module for module, roles in adapter.modules.items() if TOKEN_ROWS in roles]
+    if len(found) > 1 and isinstance(adapter.config.get("trainable_token_indices"), list):
+        raise NotMergeable(
+            f"{' and '.join(map(shown, found[:5]))} have rows of tokens, and "
+            "trainable_token_indices does not tell whose its tokens are",
+            remedy="write them as an object, {module: tokens}",
+        )
     for module, roles in adapter.modules.items():
         value = roles.get(TOKEN_ROWS)
         if value and (wrong := _wrong_rows(adapter.config, module, value)):
@@ -100,7 +119,7 @@ def _indices(config: Mapping[str, Any], module: str) -> Sequence[int]:
     """A list is for the input embeddings, whatever they are called; else by the module's name."""
     asked = config.get("trainable_token_indices")
     if isinstance(asked, Mapping):
-        own = [value for key, value in asked.items() if f".{module}".endswith(f".{key}")]
+        own = [value for key, value in asked.items() if module.endswith(str(key))]
         asked = own[0] if len(own) == 1 else None
     # 8.0 is an integer to JSON Schema.
     return [int(index) for index in asked] if isinstance(asked, list) else []
@@ -123,8 +142,28 @@ def _replacements(adapter: Adapter) -> list[Replacement]:
     return [
         Replacement(module, role.removeprefix(REPLACE), tensor, role)
         for module, role, tensor in adapter.tensors()
-        if role.startswith(REPLACE)
+        if role.startswith(REPLACE) and not role.startswith(tuple(_COPIES))
     ]
+
+
+def idle(adapter: Adapter) -> tuple[tuple[str, str, str], ...]:
+    """State of a training, and copies of a head's biases that PEFT writes and does not read."""
+    return tuple(
+        (module, role, why)
+        for module, role, _ in adapter.tensors()
+        if (why := _why_idle(adapter, module, role))
+    )
+
+
+def _why_idle(adapter: Adapter, module: str, role: str) -> str:
+    for start, field in _TRAINING.items():
+        if role.startswith(start) and adapter.config.get(field):
+            return f"{field} is for training only"
+    for start, why in _COPIES.items():
+        if role.startswith(start):
+            path, _, parameter = f"{module}.{role.removeprefix(start)}".rpartition(".")
+            return why if REPLACE + parameter in adapter.modules.get(path, ()) else ""
+    return ""
 
 
 def _refuse_unused(adapter: Adapter, found: Meaning) -> None:
@@ -133,6 +172,7 @@ def _refuse_unused(adapter: Adapter, found: Meaning) -> None:
         for part in found
         for role in (part.roles if isinstance(part, LowRank) else (part.role,))
     }
+    used |= {(module, role) for module, role, _ in idle(adapter)}
     rest = [
         f"{m}.{role}" + (" (lora_bias is not set)" if role == "lora_B.bias" else "")
         for m, role, _ in adapter.tensors()

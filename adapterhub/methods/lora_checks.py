@@ -10,7 +10,7 @@ from adapterhub.adapter import REPLACE, Adapter, Problem
 from adapterhub.errors import InvalidAdapter, SchemaError
 from adapterhub.methods import Ranks
 from adapterhub.methods.lora_config import LoraConfig, parse
-from adapterhub.methods.lora_pairs import INNER, MAGNITUDE, ROLES, Pair, fit, pairs
+from adapterhub.methods.lora_pairs import INNER, MAGNITUDE, ROLES, Pair, fit, pairs, parameters
 from adapterhub.tensorfile import Tensor, shown
 
 
@@ -121,9 +121,11 @@ def _pattern_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
     A rank that hangs on it shows in the tensors. Raises InvalidAdapter for any pattern that
     cannot be used.
     """
-    for module in adapter.modules:
-        config.rank_pattern.is_ambiguous(module)
-    unsure = [m for m in adapter.modules if config.alpha_pattern.is_ambiguous(m)]
+    keys = [module for module in adapter.modules if not parameters(adapter.config, module)]
+    keys += [pair.key for pair in pairs(adapter) if pair.parameter]
+    for key in keys:
+        config.rank_pattern.is_ambiguous(key)
+    unsure = [key for key in keys if config.alpha_pattern.is_ambiguous(key)]
     if not unsure:
         return []
     text = f"several keys of alpha_pattern match {unsure[0]} and say different values"
@@ -144,11 +146,13 @@ def ranks(adapter: Adapter) -> Ranks | None:
     """By module, or by parameter where the adapter targets those."""
     try:
         config = parse(adapter.config)
-        packed = bool(adapter.config.get("enable_lora"))
-        by_module = {
-            pair.key: config.rank(pair.key) if packed or pair.parameter else pair.a.shape[0]
-            for pair in pairs(adapter)
-        }
+        if adapter.config.get("enable_lora"):  # the shapes are those of packed factors
+            by_module = {m: config.rank(m) for m, r in adapter.modules.items() if "lora_A" in r}
+        else:
+            by_module = {
+                pair.key: config.rank(pair.key) if pair.parameter else pair.a.shape[0]
+                for pair in pairs(adapter)
+            }
     except (SchemaError, InvalidAdapter):
         return None  # `problems` says why
     return Ranks(by_module) if by_module else None

@@ -33,6 +33,23 @@ VARIANTS: Mapping[str, tuple[str, str | None]] = {
     "enable_lora": ("enable_lora", "it packs the factors of a fused layer, as peft before 0.3 did"),
     "megatron_config": ("megatron", "Megatron splits its layers in its own way"),
 }
+# Every other field of the schema: those that the formula or the reading of names uses …
+USED = frozenset(
+    ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "init_lora_weights", "modules_to_save")
+)
+# … and those that leave the meaning of the tensors alone: they say what to train, which the names
+# in the file tell better, or how. `fan_in_fan_out` is PEFT's guess at what the architecture knows;
+# with `ensure_weight_tying` the file holds what is tied under each of its names.
+IDLE = frozenset(
+    (
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias"),
+        *("fan_in_fan_out", "ensure_weight_tying", "lora_dropout", "qalora_group_size"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "merge_weights"),
+        *("megatron_core", "runtime_config", "inference_mode", "auto_mapping", "task_type"),
+        *("peft_type", "peft_version", "base_model_name_or_path", "revision"),
+    )
+)
+DECIDED = USED | IDLE | frozenset(VARIANTS)
 _INITS_THAT_LEAVE_THE_BASE = ("gaussian", "eva", "orthogonal", "mica")
 # What changes the base before training → how to get a plain LoRA of it.
 _CONVERT = (
@@ -120,7 +137,7 @@ def refuse_variants(config: Mapping[str, Any], *, base_is_initialised: bool) -> 
             )
     _refuse_pairings(config)
     _refuse_init(config, base_is_initialised)
-    unknown = sorted(field for field in set(config) - fields() if config[field])
+    unknown = sorted(field for field in set(config) - DECIDED if config[field])
     if unknown:
         raise NotMergeable(
             "adapter_config.json sets fields that this version does not know, and one of them may "

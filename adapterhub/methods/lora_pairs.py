@@ -20,8 +20,12 @@ from adapterhub.tensorfile import Tensor, shown
 ROLES = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 INNER = "base_layer."  # before the roles of a wrapper inside another
 MAGNITUDE = "lora_magnitude_vector"
-# The order in which transformers' experts register their parameters.
-_REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
+# The order in which transformers' experts register their parameters, whichever they have.
+_REGISTERED = (
+    *("gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias"),
+    *("w1", "v1", "w2"),
+)
+_OF_ANY_LAYER = ("weight", "in_proj_weight")
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,13 @@ def parameters(config: Mapping[str, Any], module: str) -> tuple[str, ...]:
     """The parameters of `module` that the config targets, in the order in which PEFT wraps them.
 
     PEFT matches a target against the end of `<module>.<parameter>`. One without a module could be
-    anybody's; here it is taken for the experts'.
+    anybody's, and is where nothing but parameters is trained; else it is taken for the experts'.
     """
+    elsewhere = "experts" if config.get("target_modules") else module
     found = set()
     for target in config.get("target_parameters") or ():
         owner, _, name = str(target).rpartition(".")
-        if f".{module}".endswith(f".{owner or 'experts'}"):
+        if f".{module}".endswith(f".{owner or elsewhere}"):
             found.add(name)
     return tuple(sorted(found, key=_registered))
 
@@ -90,6 +95,13 @@ def _registered(name: str) -> int:
 
 def refuse_uncertain(adapter: Adapter) -> None:
     """Raises NotMergeable for wrappers whose parameters the config does not tell with certainty."""
+    named = set(_OF_ANY_LAYER) & {*(adapter.config.get("target_parameters") or ())}
+    if named and adapter.config.get("target_modules"):
+        raise NotMergeable(
+            f"target_parameters names {_listed(sorted(named))} without a module, beside "
+            "target_modules: which pair is a parameter's is not certain",
+            remedy="write the module before it, as in experts.weight",
+        )
     for module, roles in adapter.modules.items():
         levels, names = _levels(roles), parameters(adapter.config, module)
         unordered = [name for name in names if name not in _REGISTERED]
@@ -98,7 +110,7 @@ def refuse_uncertain(adapter: Adapter) -> None:
             raise NotMergeable(
                 f"{shown(module)} has {len(levels)} pairs of factors, and target_parameters tells "
                 f"{_listed(names)} of it: which pair is whose is not certain",
-                remedy="load it with peft; known are gate_up_proj and down_proj of experts",
+                remedy=f"load it with peft; known of experts are {', '.join(_REGISTERED)}",
             )
         if names and levels and len(levels) != len(names):
             raise NotMergeable(

@@ -166,7 +166,7 @@ def value_problems(adapter: Adapter) -> list[Problem]:
             text = f"{module}.{role} holds NaN or infinity, first at {list(index)}"
             remedy = "it diverged in training: take an earlier checkpoint"
             found.append(Problem("not-finite", text, remedy, fatal=True))
-        if role in ("lora_B", "lora_embedding_B"):
+        if role.endswith(("lora_B", "lora_embedding_B")):  # base_layer.lora_B, too
             pairs += 1
             zeros += [module] if zero else []
     if zeros:

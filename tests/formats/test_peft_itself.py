@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.config import KasaConfig, MontecloraConfig, VeloraConfig
 from torch import nn
 from transformers import (
     BertConfig,
@@ -121,19 +122,21 @@ CASES = {
     "saved": Case(llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}),
     "gpt2": Case(gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "convolution": Case(Plain, {"target_modules": ["table", "conv", "out"], "bias": "all"}),
-    "dora": Case(bert, {"use_dora": True, **QV}, mergeable=False),
-    "tokens": Case(llama, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]}, False),
+    "bias-all-head": Case(bert, {"bias": "all", "task_type": "TOKEN_CLS", **QV}),
+    "dora": Case(bert, {"use_dora": True, **QV}),
+    "velora": Case(bert, {"velora_config": VeloraConfig(), **QV}),
+    "monteclora": Case(bert, {"monteclora_config": MontecloraConfig(), **QV}),
+    "kasa": Case(bert, {"kasa_config": KasaConfig(), **QV}, mergeable=False),
+    "tokens": Case(llama, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]}),
     "tokens-saved": Case(
         llama,
         {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]},
-        mergeable=False,
         save={"save_embedding_layers": True},
     ),
     "attention": Case(Attention, {"target_modules": ["attn", "out"], "bias": "all"}),
     "tokens-embedding": Case(
         llama,
         {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [2]}},
-        False,
     ),
 }
 

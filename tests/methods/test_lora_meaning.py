@@ -316,7 +316,7 @@ def test_the_inner_wrapper_is_of_the_parameter_that_the_module_registered_first(
     [
         (["experts.gate_up_proj"], True),  # two pairs, one name
         (["experts.gate_up_proj", "experts.down_proj"], False),  # one pair, two names
-        (["experts.w1", "experts.w2"], True),  # nobody knows which is registered first
+        (["experts.x1", "experts.x2"], True),  # nobody knows which is registered first
         (["experts.a", "experts.b", "experts.c"], True),
         ([], True),
     ],
