@@ -103,6 +103,17 @@ def test_every_adapter_tensor_has_one_fate(base: Path, tmp_path: Path) -> None:
     assert texts["lm_head.replace:weight"] == "replaces lm_head.weight"
 
 
+def test_an_adapter_tensor_that_nothing_reads_is_listed_as_unused(
+    base: Path, tmp_path: Path
+) -> None:
+    state = {f"base_model.model.{DOWN}.lora_velora_embed": random(1, 3)}
+    tensors = pair(DOWN, HIDDEN, 12) | state
+    plan = plan_of(base, save_adapter(tmp_path / "a", tensors, velora_config={"num_groups": 3}))
+    texts = {fate.tensor: fate.fate for fate in plan.fates}
+    assert len(texts) == 3
+    assert texts[f"{DOWN}.lora_velora_embed"] == "unused: velora_config is for training only"
+
+
 def test_an_adapter_tensor_of_a_module_that_is_left_out_is_listed_as_unused(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", bert(), BERT)
     head = whole("classifier.weight", random(1, 3, HIDDEN)) | whole("classifier.bias", random(2, 3))

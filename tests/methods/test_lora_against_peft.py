@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapterhub import formats
 from adapterhub.adapter import Adapter
+from adapterhub.errors import NotMergeable
 from adapterhub.methods import BiasDelta, LowRank, Replacement, TokenRows, lora
 from adapterhub.registry import inspection
 from adapterhub.tensorfile import Tensor
@@ -87,19 +88,13 @@ class Mixture(nn.Module):
 class Case:
     model: Callable[[], nn.Module]
     options: dict[str, Any] = field(default_factory=dict)
-    merges: bool = True  # whether peft's own merge is sound
 
 
 ALL = ["table", "wide", "square", "line", "plane", "cube", "up", "score"]
 BOTH = ["experts.gate_up_proj", "experts.down_proj"]
 CASES = {
-    # peft 0.21.2 cannot merge a Conv3d, and leaves DoRA's to the forward pass alone.
-    "every layer": Case(Layers, {"target_modules": ALL}, merges=False),
-    "dora": Case(Layers, {"target_modules": ALL, "use_dora": True}, merges=False),
-    "dora that peft merges": Case(
-        Layers,
-        {"target_modules": ["table", "wide", "square", "line", "plane", "up"], "use_dora": True},
-    ),
+    "every layer": Case(Layers, {"target_modules": ALL}),
+    "dora": Case(Layers, {"target_modules": ALL, "use_dora": True}),
     "dora, rslora, patterns": Case(
         Layers,
         {
@@ -118,7 +113,6 @@ CASES = {
             "bias": "all",
             "modules_to_save": ["score"],
         },
-        merges=False,
     ),
     "tokens": Case(
         Layers, {"target_modules": ["up"], "trainable_token_indices": {"table": [7, 2]}}
@@ -145,9 +139,7 @@ CASES = {
     "biases of experts": Case(
         Mixture, {"target_parameters": [*BOTH, *(f"{name}_bias" for name in BOTH)]}
     ),
-    "biases of experts as they are": Case(
-        Mixture, {"target_parameters": BOTH, "bias": "all"}, merges=False
-    ),
+    "biases of experts as they are": Case(Mixture, {"target_parameters": BOTH, "bias": "all"}),
     "a single expert": Case(lambda: Mixture(count=1), {"target_parameters": BOTH}),
     "matrices as parameters": Case(
         Layers, {"target_parameters": ["table.weight", "square.weight", "up.weight"]}
@@ -186,12 +178,13 @@ def values(tensor: Tensor) -> torch.Tensor:
     return torch.from_numpy(tensor.read()).double()
 
 
-def applied(base: nn.Module, adapter: Adapter) -> nn.Module:
+def applied(base: nn.Module, adapter: Adapter, *, base_is_initialised: bool = False) -> nn.Module:
     """The base in fp64 with the meaning applied, by what its docstrings say."""
     found = copy.deepcopy(base).double()
     with torch.no_grad():
         # Whole tensors first: rows and products belong to what is there then.
-        for part in sorted(lora.meaning(adapter), key=lambda part: type(part) is not Replacement):
+        meaning = lora.meaning(adapter, base_is_initialised=base_is_initialised)
+        for part in sorted(meaning, key=lambda part: type(part) is not Replacement):
             module = found.get_submodule(part.module)
             if isinstance(part, LowRank):
                 weight = module.get_parameter(part.parameter or "weight")
@@ -222,7 +215,7 @@ def changed(weight: torch.Tensor, module: nn.Module, part: LowRank) -> torch.Ten
 
 
 def test_the_meaning_computes_what_peft_computes(
-    case: Case, made: tuple[nn.Module, PeftModel, Adapter]
+    made: tuple[nn.Module, PeftModel, Adapter],
 ) -> None:
     base, model, adapter = made
     with torch.no_grad():
@@ -231,11 +224,7 @@ def test_the_meaning_computes_what_peft_computes(
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_the_meaning_is_what_peft_merges(
-    case: Case, made: tuple[nn.Module, PeftModel, Adapter]
-) -> None:
-    if not case.merges:
-        pytest.skip("peft's own merge departs from its forward pass")
+def test_the_meaning_is_what_peft_merges(made: tuple[nn.Module, PeftModel, Adapter]) -> None:
     base, model, adapter = made
     want = model.merge_and_unload().state_dict()
     got = applied(base, adapter).state_dict()
@@ -263,3 +252,41 @@ def test_what_is_written_is_read_again(
         formats.peft.key(theirs.adapter, module, role)
         for module, role, _ in theirs.adapter.tensors()
     }
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_initialisation_that_changes_the_base(tmp_path: Path, init: str, rslora: bool) -> None:
+    """The raw adapter belongs to the changed base; what peft converts, to the original one."""
+    torch.manual_seed(6)
+    base = Layers().eval()
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["up", "score"], init_lora_weights=init, use_rslora=rslora
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(copy.deepcopy(base), config).eval()
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(tmp_path / "start")
+        model.peft_config["default"].init_lora_weights = init
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) / 3)
+        model.save_pretrained(tmp_path / "raw")
+        converted = {"path_initial_model_for_weight_conversion": str(tmp_path / "start")}
+        model.save_pretrained(tmp_path / "plain", **converted)
+    with torch.no_grad():
+        want = model(TOKENS).double()
+    raw, plain = (inspection.require(formats.read(tmp_path / name)) for name in ("raw", "plain"))
+    with pytest.raises(NotMergeable, match=f"init_lora_weights is '{init}'"):
+        lora.meaning(raw)
+    changed_base = copy.deepcopy(base)
+    for name in ("up", "score"):
+        weight = model.get_submodule(f"base_model.model.{name}").get_base_layer().weight
+        changed_base.get_submodule(name).weight = nn.Parameter(weight.detach().clone())
+    with torch.no_grad():
+        for found, adapter in ((base, plain), (changed_base, raw)):
+            got = applied(found, adapter, base_is_initialised=found is changed_base)(TOKENS)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        assert (applied(base, raw, base_is_initialised=True)(TOKENS) - want).abs().max() > 0.05

@@ -6,14 +6,15 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
 
 from adapterhub.errors import AdapterHubError, InvalidAdapter, SchemaError
-from adapterhub.methods import lora, patterns
+from adapterhub.methods import lora, lora_config, patterns
 from adapterhub.methods.patterns import Patterns
 
 MODULES = [
@@ -194,3 +195,21 @@ def test_alpha_is_finite(field: str, value: float) -> None:
     with pytest.raises(AdapterHubError) as caught:
         lora.parse({"r": 8, **where})
     assert field in str(caught.value)
+
+
+def test_every_field_is_decided_once() -> None:
+    groups = [lora_config.USED, lora_config.IDLE, frozenset(lora_config.VARIANTS)]
+    assert sum(map(len, groups)) == len(frozenset().union(*groups))
+    assert frozenset().union(*groups) == lora.fields() >= set(LoraConfig().to_dict())
+
+
+def test_every_initialisation_of_peft_is_known() -> None:
+    """Each either leaves the base alone, or is refused under its own name."""
+    harmless = {"gaussian", "eva", "orthogonal", "mica"}
+    annotated = get_type_hints(LoraConfig)["init_lora_weights"]
+    (named,) = [kind for kind in get_args(annotated) if get_origin(kind) is Literal]
+    assert len(get_args(named)) >= 9
+    for init in get_args(named):
+        changing = lora_config.init_that_changes_the_base({"init_lora_weights": init})
+        assert changing == ("" if init in harmless else init.partition("_")[0])
+        lora_config.refuse_variants({"init_lora_weights": init}, base_is_initialised=True)

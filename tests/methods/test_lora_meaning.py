@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 
 from adapterhub.adapter import Adapter, Problem
-from adapterhub.errors import NotMergeable, NotSupported
-from adapterhub.methods import TABLE, BiasDelta, LowRank, Replacement, TokenRows, lora, method
+from adapterhub.errors import NotMergeable, NotSupported, SchemaError
+from adapterhub.methods import (
+    TABLE,
+    BiasDelta,
+    LowRank,
+    Replacement,
+    TokenRows,
+    lora,
+    lora_pairs,
+    method,
+)
 from adapterhub.schema import load
 from adapterhub.tensorfile import ArrayTensor
 
@@ -175,6 +187,55 @@ def test_a_bias_that_the_config_does_not_ask_for_is_refused() -> None:
     assert caught.value.details == ("q.lora_B.bias (lora_bias is not set)",)
 
 
+@pytest.mark.parametrize(
+    ("config", "roles", "reason"),
+    [
+        ({"velora_config": {"x": 1}}, {"lora_velora_embed": B[0]}, "velora_config is for training"),
+        ({"monteclora_config": {"x": 1}}, {"lora_monteclora.x": B[0]}, "monteclora_config is for"),
+        (
+            {"bias": "all"},
+            {"replace:bias": B[0], "replace:modules_to_save.bias": B[0]},
+            "PEFT loads the tensor of that name without modules_to_save",
+        ),
+        (
+            {"bias": "all"},
+            {"replace:bias": B[0], "replace:original_module.bias": B[1]},
+            "it is of the module before it was trained",
+        ),
+    ],
+)
+def test_what_nothing_reads_is_left_aside_and_told(
+    config: dict[str, Any], roles: dict[str, np.ndarray], reason: str
+) -> None:
+    seen = adapter({"q": PAIR | roles}, **config)
+    ((module, role, why),) = lora.idle(seen)
+    assert (module, role) == ("q", list(roles)[-1])
+    assert why.startswith(reason)
+    assert role not in {r for part in lora.meaning(seen) for r in getattr(part, "roles", ())}
+    assert len(lora.meaning(seen)) == len(roles)
+    lone = adapter({"q": PAIR | {role: roles[role]}})
+    assert lora.idle(lone) == ()
+    with pytest.raises(NotMergeable, match="1 tensors of this adapter are outside"):
+        lora.meaning(lone)
+
+
+def test_heads_that_the_config_does_not_declare_are_replacements() -> None:
+    head = {"score": {"replace:weight": B}, "norm.inner": {"replace:scale": B[0]}}
+    for config in ({}, {"modules_to_save": None}, {"modules_to_save": ["other.score"]}):
+        _, *found = lora.meaning(adapter({"q": PAIR, **head}, **config))
+        assert [(p.module, p.parameter) for p in found if isinstance(p, Replacement)] == [
+            ("score", "weight"),
+            ("norm.inner", "scale"),
+        ]
+
+
+@pytest.mark.parametrize("field", ["target_parameters", "trainable_token_indices", "rank_pattern"])
+@pytest.mark.parametrize("value", [5, [{}], {"a": "b"}, "experts.w", [["x"]]])
+def test_fields_of_a_wrong_type_are_named(field: str, value: Any) -> None:
+    with pytest.raises(SchemaError, match=field):
+        lora.meaning(adapter({"q": PAIR, "embed": {"token_rows": ROWS}}, **{field: value}))
+
+
 # --- problems ---------------------------------------------------------------------------------
 
 
@@ -328,6 +389,40 @@ def test_pairs_whose_parameter_is_not_certain_are_refused(targets: list[str], ne
         lora.meaning(seen)
 
 
+@pytest.mark.parametrize("name", ["weight", "in_proj_weight"])
+def test_a_parameter_that_every_layer_may_have_needs_its_module(name: str) -> None:
+    both = {"target_parameters": [name], "target_modules": ["q"]}
+    with pytest.raises(NotMergeable, match=f"names {name} without a module, beside target_modules"):
+        lora.meaning(adapter({"q": PAIR}, **both))
+    (part,) = lora.meaning(adapter({"q": PAIR}, target_parameters=[name], target_modules=[]))
+    assert isinstance(part, LowRank) and (part.parameter, part.layout) == (name, "experts")
+    assert lora.meaning(adapter({"q": PAIR}, **both | {"target_parameters": [f"v.{name}"]}))
+
+
+def test_experts_register_their_parameters_in_the_order_that_is_known() -> None:
+    """What transformers' classes do decides which wrapper is the inner one."""
+    models = Path(transformers.__file__).parent / "models"
+    seen = set()
+    for file in models.glob("*/modeling_*.py"):
+        for body in re.split(r"^class ", file.read_text("utf-8"), flags=re.MULTILINE):
+            names = re.findall(r"self\.(\w+)(?:: [\w.]+)? = nn\.Parameter\(", body)
+            known = [name for name in names if name in lora_pairs._REGISTERED]
+            if len(known) > 1:
+                assert known == sorted(known, key=lora_pairs._REGISTERED.index), file
+                seen |= set(known)
+    assert {"gate_up_proj", "gate_up_proj_bias", "up_proj", "down_proj", "down_proj_bias"} <= seen
+
+
+def test_keys_of_alpha_are_matched_with_the_path_of_the_parameter() -> None:
+    roles = {"mlp.experts": {"lora_A": np.ones((4, 3)), "lora_B": np.ones((2, 4))}}
+    patterns = {"down_proj": 1, "experts.*": 2}
+    config = {"target_parameters": ["experts.down_proj"], "alpha_pattern": patterns}
+    (problem,) = lora.problems(adapter(roles, **config))
+    assert "match mlp.experts.down_proj and say" in problem.message
+    (part,) = lora.meaning(adapter(roles, **config))
+    assert isinstance(part, LowRank) and part.scale == 0.5
+
+
 def test_ordinary_modules_beside_targeted_parameters_are_what_they_were() -> None:
     seen = adapter({"q_proj": PAIR, "mlp.experts": PAIR}, target_parameters=["experts.down_proj"])
     assert [p.layout for p in lora.meaning(seen) if isinstance(p, LowRank)] == ["linear", "experts"]
@@ -399,6 +494,14 @@ def test_rows_that_do_not_go_with_their_indices_are_refused(indices: Any, why: s
     with pytest.raises(NotMergeable, match=why):
         lora.meaning(seen)
     assert lora.parts(seen) == ()
+
+
+def test_rows_of_two_embeddings_need_tokens_by_module() -> None:
+    rows = {"a": {"token_rows": ROWS}, "b": {"token_rows": ROWS}}
+    with pytest.raises(NotMergeable, match='"a" and "b" have rows of tokens, and'):
+        lora.meaning(adapter(rows, trainable_token_indices=[1, 2]))
+    found = lora.meaning(adapter(rows, trainable_token_indices={"a": [1, 2], "b": [2, 5]}))
+    assert [p.indices for p in found if isinstance(p, TokenRows)] == [(1, 2), (2, 5)]
 
 
 # --- the table --------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_sound_values_have_no_problems() -> None:
     assert inspection.value_problems(seen) == []
 
 
-@pytest.mark.parametrize("role", ["lora_B", "lora_embedding_B"])
+@pytest.mark.parametrize("role", ["lora_B", "lora_embedding_B", "base_layer.lora_B"])
 def test_all_zero_b(role: str) -> None:
     zero = {role: -np.zeros((2, 2), np.float32)}
     problem = only(adapter({"q": zero, "k": zero}))
