@@ -40,8 +40,8 @@ DOORS = {
     "regex": ("methods/patterns.py",),
     "rich": ("cli/",),
     "sqlite_utils": ("store/",),
-    "torch": ("runtime/", "formats/pickles.py", "_introspect.py"),
-    "transformers": ("runtime/", "_introspect.py"),
+    "torch": ("runtime/", "formats/pickles.py", "_introspect/"),
+    "transformers": ("runtime/", "_introspect/"),
     "yaml": ("formats/card.py",),
 }
 NUMERIC = ("numpy", "ml_dtypes")

@@ -48,6 +48,14 @@ TINY = {
     "decoder_start_token_id": 1,
     "max_source_positions": 64,
     "max_target_positions": 64,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "n_group": 1,
+    "topk_group": 1,
 }
 
 
@@ -226,9 +234,11 @@ def test_shipped_entries_follow_their_schema_and_hold_together(model_type: str) 
 
 def test_the_architectures_of_this_version_are_there() -> None:
     assert set(catalogue.known()) == {
-        *("bart", "bert", "bloom", "deberta-v2", "distilbert", "electra", "gemma2", "gemma3_text"),
-        *("gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3", "roberta", "t5"),
-        *("vit", "whisper"),
+        *("albert", "bart", "bert", "bloom", "clip", "clip_text_model", "clip_vision_model"),
+        *("deberta-v2", "deepseek_v2", "deepseek_v3", "distilbert", "electra", "falcon"),
+        *("gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mamba", "mistral"),
+        *("mixtral", "opt", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roberta"),
+        *("siglip_vision_model", "t5", "vit", "whisper"),
     }
 
 
@@ -265,20 +275,122 @@ def test_reading_the_catalogue_needs_no_heavy_import() -> None:
 
 def test_an_unknown_model_type_is_asked_of_transformers() -> None:
     notes: list[str] = []
-    albert = architecture("albert", on_note=notes.append)
-    assert notes == ["albert is not in the catalogue; asking transformers, which is slower"]
-    tagger = albert.class_for_task("TOKEN_CLS")
+    camembert = architecture("camembert", on_note=notes.append)
+    assert notes == ["camembert is not in the catalogue; asking transformers, which is slower"]
+    tagger = camembert.class_for_task("TOKEN_CLS")
     assert tagger is not None
-    query = "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.query"
-    assert tagger.module(query) == LINEAR
+    assert tagger.module("roberta.encoder.layer.0.attention.self.query") == LINEAR
     assert tagger.heads == {"classifier"}
+
+
+def test_an_unknown_model_of_experts_is_described_too() -> None:
+    olmoe = architecture("olmoe").class_named("OlmoeForCausalLM")
+    assert olmoe is not None
+    assert olmoe.has_tensor("model.layers.3.mlp.experts.7.gate_proj.weight")
+    found = olmoe.fused_in("model.layers.3.mlp.experts.gate_up_proj")
+    assert found is not None
+    assert found[1] == (
+        "model.layers.3.mlp.experts.*.gate_proj.weight",
+        "model.layers.3.mlp.experts.*.up_proj.weight",
+    )
 
 
 def test_what_transformers_cannot_tell_is_refused() -> None:
     with pytest.raises(NotSupported, match="neither in the catalogue nor known to transformers"):
         architecture("no-such-model")
     with pytest.raises(NotSupported, match="its files hold other tensors than the model in memory"):
-        architecture("mixtral")  # experts are fused in memory
+        architecture("ernie4_5_vl_moe")  # text and vision experts are packed together
+
+
+# --- experts, convolutions, old names ---------------------------------------------------------
+
+OF_EXPERTS = ("deepseek_v2", "deepseek_v3", "mixtral", "qwen2_moe", "qwen3_moe")
+
+
+@pytest.mark.parametrize("model_type", OF_EXPERTS)
+def test_the_files_parts_of_experts_make_up_what_is_in_memory(
+    model_type: str, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    cls = architecture(model_type).class_for_task("CAUSAL_LM")
+    assert cls is not None
+    model = _tiny_model(model_type, cls, tie=False)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    packed = {name: t for name, t in model.state_dict().items() if t.ndim == 3}
+    assert len(packed) >= 2
+    for name, whole in packed.items():
+        found = cls.fused_in(name)
+        assert found is not None
+        fused, parts = found
+        for expert in range(whole.shape[0]):
+            rows = torch.cat([saved[part.replace("*", str(expert))] for part in parts])
+            assert torch.equal(rows.T if fused.transposed else rows, whole[expert])
+
+
+def test_a_name_is_no_parameter_of_experts_by_chance() -> None:
+    cls = _class("mixtral", "MixtralForCausalLM")
+    good = "model.layers.11.mlp.experts.gate_up_proj"
+    assert cls.fused_in(good) is not None
+    for name in ("", "model.layers.*.mlp.experts.gate_up_proj", f"{good}.weight", f"x.{good}"):
+        assert cls.fused_in(name) is None
+    assert _class("mixtral", "MixtralModel").fused_in(good) is None
+    assert _class("llama", "LlamaForCausalLM").fused_in(good) is None
+
+
+def test_experts_stored_as_they_are_in_memory_tell_how() -> None:
+    found = architecture("gpt_oss").class_named("GptOssForCausalLM")
+    assert found is not None
+    fused = found.fused_in("model.layers.0.mlp.experts.gate_up_proj")
+    assert fused is not None
+    assert (fused[0].parts, fused[0].transposed, fused[1]) == ((), True, ())
+    assert found.has_tensor("model.layers.0.mlp.experts.gate_up_proj")
+
+
+def test_convolutions_that_a_merge_refuses_have_names_of_their_own() -> None:
+    from torch import nn
+
+    from adapterhub._introspect import kind_of
+
+    assert kind_of(nn.Conv2d(4, 4, 3)) == "Conv2d"
+    assert kind_of(nn.Conv2d(4, 4, 1, groups=2)) == "GroupedConv2d"
+    assert kind_of(nn.Conv1d(4, 4, 3, padding=1, padding_mode="reflect")) == "PaddedConv1d"
+    assert kind_of(nn.Conv3d(2, 4, 3, padding=1, dilation=2)) == "Conv3d"
+    mixer = _class("mamba", "MambaForCausalLM").module("backbone.layers.1.mixer.conv1d")
+    assert mixer is not None and mixer.kind == "GroupedConv1d"
+
+
+def test_gamma_and_beta_are_old_names_of_a_norms_weight_and_bias() -> None:
+    bert = _class("bert", "BertForTokenClassification")
+    for name in ("gamma", "beta", "weight", "bias"):
+        assert bert.has_tensor(f"bert.embeddings.LayerNorm.{name}")
+    assert not bert.has_tensor("bert.embeddings.LayerNorm.delta")
+    assert not bert.has_tensor("classifier.gamma")
+    assert not _class("llama", "LlamaModel").has_tensor("norm.beta")  # it has no bias
+
+
+def test_transformers_reads_gamma_and_beta(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    cls = _class("bert", "BertModel")
+    model = _tiny_model("bert", cls, tie=True)
+    with torch.no_grad():
+        model.embeddings.LayerNorm.weight.uniform_()
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): t
+        for name, t in saved.items()
+    }
+    assert all(cls.has_tensor(name) for name in old)
+    save_file(old, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded.embeddings.LayerNorm.weight, model.embeddings.LayerNorm.weight)
 
 
 def test_numbers_stay_where_unlike_modules_would_be_mixed() -> None:
@@ -308,7 +420,8 @@ def _tiny_model(model_type: str, cls: ModelClass, tie: bool) -> Any:
     import transformers
 
     default = transformers.CONFIG_MAPPING[model_type]()
-    sizes = {key: value for key, value in TINY.items() if hasattr(default, key)}
+    fixed = {key for key in TINY if isinstance(getattr(type(default), key, None), property)}
+    sizes = {key: v for key, v in TINY.items() if hasattr(default, key) and key not in fixed}
     config = transformers.CONFIG_MAPPING[model_type](**sizes, tie_word_embeddings=tie)
     return getattr(transformers, cls.name)(config)
 

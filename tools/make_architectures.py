@@ -31,7 +31,10 @@ _DEBERTA_V3: Overrides = {
 _BIASED: Overrides = {"attention_bias": True}
 # Few layers and experts, which are all alike: enough of them to have every kind.
 _MOE: Overrides = {"num_hidden_layers": 4}
-_DEEPSEEK: Overrides = {**_MOE, "n_routed_experts": 8, "n_group": 1, "topk_group": 1}
+_DEEPSEEK: Overrides = {
+    **{**_MOE, "first_k_dense_replace": 1},
+    **{"n_routed_experts": 8, "n_group": 1, "topk_group": 1},
+}
 
 # Model type → the configurations whose tensors it must cover. What only some of them have is
 # marked as optional. They stand for published models, e.g. T5 v1.1, DeBERTa v3, OPT-350m.
