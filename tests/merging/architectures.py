@@ -275,7 +275,6 @@ RARE = [
             "SiglipVisionModel",
             target_modules=["attention", "q_proj", "patch_embedding"],
         ),
-        known=False,
     ),
     same(
         "videomae-conv3d",

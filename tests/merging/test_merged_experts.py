@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import Arrays, arrays_of, opened, random, save_base
+from building import Arrays, arrays_of, opened, random, read_adapter, save_adapter, save_base
 
 from adapterhub import merging as merge
-from adapterhub.adapter import Adapter
 from adapterhub.merging import Options, Source
-from adapterhub.methods import LowRank, lora
-from adapterhub.tensorfile import ArrayTensor, FileTensor, open_checkpoint, write_file
+from adapterhub.tensorfile import FileTensor
 
 EXPERTS, INNER, HIDDEN, RANK = 5, 12, 16, 3
 MODULE = "model.layers.0.mlp.experts"
@@ -47,37 +45,25 @@ def adapter(path: Path, seed: int, version: str) -> Source:
     arrays = {}
     for number, (name, (rows, columns)) in enumerate(sizes.items()):
         out, into = (columns, rows) if version < "0.19" else (rows, columns)
-        arrays[f"{name}.a"] = random(seed + number, RANK * EXPERTS, into)
-        arrays[f"{name}.b"] = random(seed + number + 50, out, RANK * EXPERTS)
-    path.mkdir()
-    write_file(path / "model.safetensors", {n: ArrayTensor(a) for n, a in arrays.items()})
-    tensors = open_checkpoint(path).tensors
-    modules = {name: {f"lora_{r.upper()}": tensors[f"{name}.{r}"] for r in "ab"} for name in sizes}
-    return Source(path.name, Adapter("lora", "peft", {"peft_version": version}, modules), 0.5)
-
-
-def parts(adapter: Adapter) -> tuple[LowRank, ...]:
-    return tuple(
-        LowRank(MODULE, *roles.values(), 3.0, "experts", tuple(roles), name)
-        for name, roles in adapter.modules.items()
-    )
+        start = f"base_model.model.{MODULE}.{'base_layer.' if name == 'gate_up_proj' else ''}"
+        arrays[f"{start}lora_A.weight"] = random(seed + number, RANK * EXPERTS, into)
+        arrays[f"{start}lora_B.weight"] = random(seed + number + 50, out, RANK * EXPERTS)
+    config: dict[str, Any] = {"r": RANK, "lora_alpha": 3 * RANK, "target_modules": []}
+    config |= {"peft_version": version, "target_parameters": [f"mlp.experts.{n}" for n in sizes]}
+    return Source(path.name, read_adapter(save_adapter(path, arrays, **config)), 0.5)
 
 
 def want(arrays: Arrays, sources: list[Source]) -> dict[str, np.ndarray]:
     found = {name: array.astype(np.float64) for name, array in arrays.items()}
     for source in sources:
         swapped = source.adapter.config["peft_version"] < "0.19"
-        for name, roles in source.adapter.modules.items():
-            a, b = (tensor.read().astype(np.float64) for tensor in roles.values())
+        roles = source.adapter.modules[MODULE]
+        for name, level in (("gate_up_proj", "base_layer."), ("down_proj", "")):
+            a, b = (roles[f"{level}lora_{role}"].read().astype(np.float64) for role in "AB")
             a, b = a.reshape(EXPERTS, -1, a.shape[1]), b.reshape(b.shape[0], -1, EXPERTS)
             spelling = "ore,eri->eio" if swapped else "ore,eri->eoi"
             found[f"{MODULE}.{name}"] += 1.5 * np.einsum(spelling, b, a)
     return found
-
-
-@pytest.fixture(autouse=True)
-def handmade(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "meaning", parts)
 
 
 @pytest.mark.parametrize("versions", [["0.21.2"], ["0.18.0"], ["0.21.2", "0.20.0"]])
