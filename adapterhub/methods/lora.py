@@ -99,13 +99,7 @@ def _token_rows(adapter: Adapter) -> Iterator[TokenRows]:
 
 
 def _refuse_wrong_rows(adapter: Adapter) -> None:
-    found = [module for module, roles in adapter.modules.items() if TOKEN_ROWS in roles]
-    if len(found) > 1 and isinstance(adapter.config.get("trainable_token_indices"), list):
-        raise NotMergeable(
-            f"{' and '.join(map(shown, found[:5]))} have rows of tokens, and "
-            "trainable_token_indices does not tell whose its tokens are",
-            remedy="write them as an object, {module: tokens}",
-        )
+    _refuse_unlike_rows(adapter)
     for module, roles in adapter.modules.items():
         value = roles.get(TOKEN_ROWS)
         if value and (wrong := _wrong_rows(adapter.config, module, value)):
@@ -113,6 +107,26 @@ def _refuse_wrong_rows(adapter: Adapter) -> None:
                 f"{shown(module)}.{TOKEN_ROWS} is {list(value.shape)}, and {wrong}",
                 remedy="re-export the adapter with the config that it was trained with",
             )
+
+
+def _refuse_unlike_rows(adapter: Adapter) -> None:
+    """A list is for the input embedding; a tied head that is saved too has the same rows."""
+    found = {m: roles[TOKEN_ROWS] for m, roles in adapter.modules.items() if TOKEN_ROWS in roles}
+    first = next(iter(found.values()), None)
+    listed = isinstance(adapter.config.get("trainable_token_indices"), list)
+    if first and listed and not all(_same(first, value) for value in found.values()):
+        raise NotMergeable(
+            f"{' and '.join(map(shown, found))} have different rows of tokens, and "
+            "trainable_token_indices does not tell whose its tokens are",
+            remedy="write them as an object, {module: tokens}",
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other:
+        return True
+    alike = (one.dtype, one.shape) == (other.dtype, other.shape)
+    return alike and all(a == b for a, b in zip(one.pieces(), other.pieces(), strict=True))
 
 
 def _indices(config: Mapping[str, Any], module: str) -> Sequence[int]:

@@ -497,9 +497,13 @@ def test_rows_that_do_not_go_with_their_indices_are_refused(indices: Any, why: s
 
 
 def test_rows_of_two_embeddings_need_tokens_by_module() -> None:
-    rows = {"a": {"token_rows": ROWS}, "b": {"token_rows": ROWS}}
-    with pytest.raises(NotMergeable, match='"a" and "b" have rows of tokens, and'):
-        lora.meaning(adapter(rows, trainable_token_indices=[1, 2]))
+    rows = {"a": {"token_rows": ROWS}, "b": {"token_rows": ROWS * 2}}
+    for other in (ROWS * 2, ROWS.astype(np.float16), ROWS[:1]):
+        unlike = adapter({**rows, "b": {"token_rows": other}}, trainable_token_indices=[1, 2])
+        with pytest.raises(NotMergeable, match='"a" and "b" have different rows of tokens, and'):
+            lora.meaning(unlike)
+    same = adapter({**rows, "b": {"token_rows": ROWS.copy()}}, trainable_token_indices=[1, 2])
+    assert len(lora.meaning(same)) == 2  # a head that is tied to the embedding
     found = lora.meaning(adapter(rows, trainable_token_indices={"a": [1, 2], "b": [2, 5]}))
     assert [p.indices for p in found if isinstance(p, TokenRows)] == [(1, 2), (2, 5)]
 
