@@ -84,7 +84,7 @@ def use_the_command_line(base: Path) -> None:
     adapterhub("show", "nli-graph")
     adapterhub("merge", "all-MiniLM-L6-v2", "nli-graph", "--out", str(MERGED))
     adapterhub("verify", "nli-graph")
-    adapterhub("verify", str(MERGED))
+    adapterhub("verify", str(MERGED), "--repeat")
 
 
 def adapterhub(*arguments: str) -> None:
