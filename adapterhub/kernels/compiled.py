@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from adapterhub.kernels.library import Fault, Kernel, Plan, Term
 from adapterhub.kernels.operands import BFLOAT16, Array, Place, StoredTerm
 
-_BLOCK, _PANEL, _LINE = 6, 64, 64  # BLOCK and PANEL of merge.h; bytes of a cache line
+_PANEL, _LINE = 64, 64  # PANEL of merge.h; bytes of a cache line
 _NUMBER = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, BFLOAT16: 2}
 _NONE = 2**63 - 1
 
@@ -35,8 +34,11 @@ class CompiledWork:
             raise TypeError("the numpy reference has no compiled work")
         self._run = kernel.library.adapterhub_merge_run
         self._arrays: list[Array] = []  # keeps alive what the pointers below point to
-        self._terms = (Term * len(terms))(*(self._packed(kernel.width, term) for term in terms))
+        self._terms = (Term * len(terms))(*(self._term(kernel, term) for term in terms))
         rows, columns = shape
+        if all(left is None for _, left, _ in terms):
+            # Elements on their own, in rows of one panel, so that they fill whole tiles.
+            rows, columns = -(-rows * columns // _PANEL), _PANEL
         self._plan = Plan(
             kernel.number, *(_NUMBER[d] for d in dtypes), len(terms), rows, columns, self._terms
         )
@@ -56,15 +58,13 @@ class CompiledWork:
             return "weight", fault.weight
         return ("result", fault.result) if fault.result != _NONE else None
 
-    def _packed(self, width: int, term: StoredTerm) -> Term:
+    def _term(self, kernel: Kernel, term: StoredTerm) -> Term:
         left, right = term[1:]
         scale = int(term[0].view(np.uint32))
         if left is None:
-            vector = self._kept(_tiled(right[:, None], _PANEL, _PANEL))
-            return Term(None, vector, -1, scale)
-        rows = self._kept(_tiled(left, _BLOCK, _BLOCK))
-        columns = self._kept(_tiled(right.T, width, _PANEL))
-        return Term(rows, columns, left.shape[1], scale)
+            return Term(self._kept(_padded(right)), None, -1, scale)
+        rows = np.require(left, np.float32, ["C", "ALIGNED"])
+        return Term(self._kept(rows), self._kept(_packed(kernel, right)), rows.shape[1], scale)
 
     def _kept(self, array: Array) -> int:
         """Its address, valid as long as this object lives."""
@@ -72,19 +72,28 @@ class CompiledWork:
         return int(array.ctypes.data)
 
 
-def _tiled(array: NDArray[np.float32], width: int, multiple: int) -> NDArray[np.float32]:
-    """(n, rank) → (n / width, rank, width), n padded with zeros to the multiple of `multiple`."""
-    length, rank = array.shape
-    whole, rest = divmod(length, width)
-    tiled = _aligned_zeros((-(-length // multiple) * multiple // width, rank, width))
-    tiled[:whole] = array[: whole * width].reshape(whole, width, rank).transpose(0, 2, 1)
-    if rest:
-        tiled[whole, :, :rest] = array[whole * width :].T
-    return tiled
+def _packed(kernel: Kernel, columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(rank, columns) in the order in which the kernel's inner loop reads them."""
+    if kernel.library is None:
+        raise TypeError("the numpy reference packs nothing")
+    rank, count = columns.shape
+    columns = np.require(columns, np.float32, ["ALIGNED"])
+    packed = _aligned(rank * -(-count // _PANEL) * _PANEL)
+    steps = (step // columns.itemsize for step in columns.strides)
+    kernel.library.adapterhub_merge_pack(
+        kernel.number, columns.ctypes.data, rank, count, *steps, packed.ctypes.data
+    )
+    return packed
 
 
-def _aligned_zeros(shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    size = math.prod(shape)
-    spare = np.zeros(size + _LINE // 4, np.float32)
+def _padded(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """With zeros to whole panels."""
+    padded = np.zeros(-(-vector.size // _PANEL) * _PANEL, np.float32)
+    padded[: vector.size] = vector
+    return padded
+
+
+def _aligned(size: int) -> NDArray[np.float32]:
+    spare = np.empty(size + _LINE // 4, np.float32)
     start = -spare.ctypes.data % _LINE // 4
-    return spare[start : start + size].reshape(shape)
+    return spare[start : start + size]

@@ -11,7 +11,7 @@ from pathlib import Path
 from adapterhub.errors import InvalidOption, NotSupported
 
 LIBRARY = Path(__file__).with_name("_merge.so")  # as build.py places it
-ABI = 1  # of merge.c; a library that says otherwise was built from other sources
+ABI = 2  # of merge.c; a library that says otherwise was built from other sources
 SWITCH = "ADAPTERHUB_KERNEL"
 PATHS = {"portable": 0, "avx2": 1, "avx512": 2}  # in ascending order of speed
 REBUILD = "python -m adapterhub.kernels.build"
@@ -52,13 +52,12 @@ class Fault(ctypes.Structure):
 class Kernel:
     """One way of computing. Without `library` it is the numpy reference, and `note` says why.
 
-    `number` and `width` are merge.c's: the path, and the columns in which factors are packed.
+    `number` is merge.c's for the path.
     """
 
     name: str
     library: ctypes.CDLL | None = None
     number: int = 0
-    width: int = 0
     note: str = ""
 
 
@@ -96,11 +95,10 @@ def _choose(wanted: str, file: Path) -> Kernel:
 
 def _usable(library: ctypes.CDLL) -> dict[str, Kernel]:
     """By name, fastest first."""
-    widths = {name: library.adapterhub_merge_width(number) for name, number in PATHS.items()}
     return {
-        name: Kernel(name, library, PATHS[name], widths[name])
+        name: Kernel(name, library, PATHS[name])
         for name in reversed(PATHS)
-        if widths[name]
+        if library.adapterhub_merge_runs(PATHS[name])
     }
 
 
@@ -114,12 +112,20 @@ def _load(file: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(file))
         abi = int(library.adapterhub_merge_abi())
-        width, run = library.adapterhub_merge_width, library.adapterhub_merge_run
+        runs, run = library.adapterhub_merge_runs, library.adapterhub_merge_run
+        pack = library.adapterhub_merge_pack
     except (OSError, AttributeError) as error:
         raise _Unusable(f"{file.name} is damaged or of another system ({error})") from None
     if abi != ABI:
         raise _Unusable(f"{file.name} is of version {abi}, this package needs {ABI}")
-    width.argtypes, width.restype = [ctypes.c_int32], ctypes.c_int32
+    runs.argtypes, runs.restype = [ctypes.c_int32], ctypes.c_int32
+    pack.argtypes = [
+        ctypes.c_int32,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 4,
+        ctypes.c_void_p,
+    ]
+    pack.restype = None
     run.argtypes = [
         ctypes.POINTER(Plan),
         *[ctypes.c_void_p] * 2,

@@ -20,15 +20,15 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* A tile is BLOCK rows by PANEL columns on every path, so that a row of it fills whole lines. */
-enum { BLOCK = 6, PANEL = 64 };
+/* Columns are padded to whole panels, which the tiles of every path divide. */
+enum { PANEL = 64, MOST_ROWS = 6 };
 enum { F32, F16, BF16, DTYPES };
 enum { PORTABLE, AVX2, AVX512, PATHS };
 
 /* One adapter's share: acc = fma(scale, t, acc).
- * rank >= 0: t is the chain over k of rows[p,k] * columns[k,q]. Packed: rows as
- * [block][k][BLOCK], columns as [panel][k][width of the path], both padded with zeros.
- * rank < 0: t is columns[q] itself, padded to whole panels; the plan has one row. */
+ * rank >= 0: t is the chain over k of rows[p,k] * columns[k,q]. `rows` is (rows, rank) in C order;
+ * `columns` is as adapterhub_merge_pack leaves it.
+ * rank < 0: t is rows[p,q] itself; the plan has PANEL columns. */
 typedef struct {
     const float *rows, *columns;
     int64_t rank;
@@ -48,22 +48,40 @@ typedef struct {
     int64_t weight, result;
 } Fault;
 
-static const int64_t SIZE[DTYPES] = {4, 2, 2};
+enum { SIZE_f32 = 4, SIZE_f16 = 2, SIZE_bf16 = 2 };
+static const int64_t SIZE[DTYPES] = {SIZE_f32, SIZE_f16, SIZE_bf16};
 
 /* The largest bits, without sign, that still round to a finite number of the dtype. */
 static const int32_t LIMIT[DTYPES] = {0x7F7FFFFF, 0x477FEFFF, 0x7F7F7FFF};
 
-/* fma(1, -0, x) is x for every x, -0 included. */
-static const float MINUS_ZERO[PANEL] = {
-    -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f,
-    -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f,
-    -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f,
-    -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f, -0.f,
-};
-static const Term NOTHING = {0, MINUS_ZERO, -1, 1.f};
+/* A path's tiles side by side, from column `start` to `stop`. All else counts from column 0: `row`
+ * and `column` into the factors, `in` and `out` with so many bytes from row to row. */
+typedef struct {
+    const float *row[MOST_ROWS], *column;
+    int64_t rank, start, stop, in_step, out_step;
+    const char *in;
+    char *out;
+    float *seen;
+    float scale;
+    int32_t limit;
+} Strip;
+
+typedef int64_t (*Kernel)(const Strip *);
+
+typedef void (*Pack)(const float *source, int64_t rank, int64_t columns, int64_t k_step,
+                     int64_t q_step, float *packed);
+
+/* A tile is `rows` by `width`. */
+typedef struct {
+    int64_t rows, width;
+    Pack pack;
+    Kernel kernel[DTYPES][DTYPES];
+} Path;
 
 INLINE int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 INLINE int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
+
+INLINE int64_t columns_padded(int64_t columns) { return (columns + PANEL - 1) / PANEL * PANEL; }
 
 INLINE uint32_t bits_of(float x) {
     uint32_t bits;

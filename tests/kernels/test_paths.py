@@ -16,7 +16,8 @@ from cases import DTYPES, Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub.kernels import Factor, NonFinite, Prepared, prepare, prepare_scaled
+from adapterhub.kernels import Factor, NonFinite, Prepared, library, prepare, prepare_scaled
+from adapterhub.kernels.compiled import _packed
 
 CASES = {case.name: case for case in cases()}
 INTEGER = {2: np.uint16, 4: np.uint32}
@@ -242,6 +243,22 @@ def test_place_is_logical_where_the_bytes_are_transposed() -> None:
     stored[4, 3] = np.inf
     with pytest.raises(NonFinite, match=r"weight is not finite at \(3, 4\)"):
         run(prepare((5, 6), (), stored.dtype, transposed=True), stored)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_factors_are_packed_as_the_header_says(path: str, transposed: bool) -> None:
+    if path == "numpy":
+        pytest.skip("numpy packs nothing")
+    width, lanes = {"portable": (16, 4), "avx2": (32, 8)}.get(path, (64, 16))
+    columns = np.arange(1, 2 * 70 + 1, dtype=np.float32).reshape(2, 70)
+    packed = _packed(library.choose(), np.asfortranarray(columns) if transposed else columns)
+    assert packed.ctypes.data % 64 == 0
+    padded = np.pad(columns, [(0, 0), (0, 58)])
+    want = padded.reshape(2, 128 // width, width).transpose(1, 0, 2)
+    if path != "portable":
+        pairs = want.reshape(*want.shape[:2], -1, lanes, 2)
+        want = pairs.swapaxes(3, 4).reshape(want.shape)
+    assert np.array_equal(packed.reshape(want.shape), want)
 
 
 # --- the door of engines ----------------------------------------------------------------------
