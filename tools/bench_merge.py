@@ -17,8 +17,9 @@ process with Python's start and imports:
 Before each, outside of the timed part: the last output is deleted, all is synced, and the inputs
 are read once. So the page cache is warm for reading (nothing is dropped from it), and nobody pays
 for the dirty pages of another; copy and merge pay for bringing their own to the disk. One copy
-and one merge run before the rounds and do not count. A pause of 3 s follows, since virtual machines
-give freed memory back to their host in that time, and everyone should meet memory in one state.
+and one merge run before the rounds and do not count. Last, memory for the output is touched and
+freed, since virtual machines give free memory back to their host, and getting it again costs more
+than writing to it.
 
 The second mode merges models of growing size: memory should stay flat, time be linear.
 The work directory, up to three and a half times the model, is removed at the end, unless --keep.
@@ -57,7 +58,7 @@ def compare(
 ) -> Any:
     """Everything at one size. Returns what --json writes."""
     (model,) = models
-    bench = Bench(root, model, {"16": 16, "16-other": 16, "64": 64}, options.settle)
+    bench = Bench(root, model, {"16": 16, "16-other": 16, "64": 64})
     shards = bench.build()
     console.print(heading(model, shards, root), soft_wrap=True)
     bench.fill_cache()
@@ -80,7 +81,7 @@ def grow(models: Sequence[Llama], options: argparse.Namespace, root: Path, conso
     for number, model in enumerate(models):
         place = root / str(number)
         place.mkdir()
-        bench = Bench(place, model, {"16": 16}, options.settle)
+        bench = Bench(place, model, {"16": 16})
         console.print(heading(model, bench.build(), place), soft_wrap=True)
         bench.fill_cache()
         shutil.rmtree(bench.place.merged)
@@ -152,7 +153,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--grow", type=float, nargs="*", metavar="B", help="sizes (0.4 1.7 3.4)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peft-rounds", type=int, default=1, help="the first N; 0: none")
-    parser.add_argument("--settle", type=float, default=3.0, help="seconds of rest before each run")
     parser.add_argument("--dir", type=Path, help="where the work directory is made")
     parser.add_argument("--keep", action="store_true", help="do not remove the work directory")
     parser.add_argument("--json", type=Path, help="a file for all raw figures")

@@ -32,8 +32,11 @@ _BIASED: Overrides = {"attention_bias": True}
 # Few layers and experts, which are all alike: enough of them to have every kind.
 _MOE: Overrides = {"num_hidden_layers": 4}
 _DEEPSEEK: Overrides = {
-    **{**_MOE, "first_k_dense_replace": 1},
-    **{"n_routed_experts": 8, "n_group": 1, "topk_group": 1},
+    **_MOE,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_group": 1,
+    "topk_group": 1,
 }
 
 # Model type → the configurations whose tensors it must cover. What only some of them have is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from measured import Measured, run
 from merge_figures import (
     COLD16,
@@ -43,6 +45,7 @@ PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out
 """
 # Seconds; a file that changed within 2 before it was hashed is not remembered by the digest cache.
 QUIET = 2.1
+PAGE = 4096
 Command = tuple[str, ...]
 
 
@@ -51,7 +54,7 @@ class Place:
     """Where everything lies. `out` is what the timed commands write."""
 
     root: Path
-    settle: float = 0.0  # seconds of rest before each timed run
+    written: int = 0  # about how many bytes a timed command writes
 
     def adapter(self, name: str) -> str:
         return str(self.root / f"adapter-{name}")
@@ -85,9 +88,19 @@ class Place:
         inputs = [*also, self.base, *self.root.glob("adapter-*")]
         for path in (path for directory in inputs for path in directory.iterdir()):
             _read(path)
-        # A virtual machine may give the pages of deleted files back to its host, within seconds;
-        # what writes then pays for getting them again. After a pause everybody does.
-        time.sleep(self.settle)
+        touch(self.written * 3 // 2)
+
+
+def touch(nbytes: int) -> None:
+    """Have so much memory given to this machine, and free it again at once.
+
+    A virtual machine gives the pages of deleted files back to its host within seconds, and who
+    writes next pays for getting them again, several times what writing costs. So all begin with
+    free memory that is really there, as on a machine of one's own.
+    """
+    if nbytes:
+        with mmap.mmap(-1, nbytes) as memory:
+            np.frombuffer(memory, np.uint8)[::PAGE] = 1
 
 
 def _read(path: Path) -> None:
@@ -100,10 +113,8 @@ def _read(path: Path) -> None:
 class Bench:
     """One model, its adapters, and the commands to time."""
 
-    def __init__(
-        self, root: Path, model: Llama, ranks: Mapping[str, int], settle: float = 0.0
-    ) -> None:
-        self.place = Place(root, settle)
+    def __init__(self, root: Path, model: Llama, ranks: Mapping[str, int]) -> None:
+        self.place = Place(root, model.nbytes)
         self.model = model
         self.ranks = ranks
         self.missing: dict[str, str] = {}
