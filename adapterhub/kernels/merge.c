@@ -152,19 +152,24 @@ INLINE void aim(Strip *strip, const Term *term, const Block *block, int64_t pane
     strip->scale = term->scale;
 }
 
-/* All terms on whole tiles; between them, the sums of one panel wait as fp32. */
+/* Panels whose sums wait as fp32 between one term and the next, in the first-level cache. */
+enum { WAITING = 4 };
+
+/* All terms on whole tiles. */
 static void run_block(const Block *block, const char *in, int64_t in_step, char *out,
                       int64_t out_step) {
     const Plan *plan = block->work->plan;
     const Term *terms = plan->count ? plan->terms : &NOTHING;
     int32_t last = plan->count ? plan->count - 1 : 0;
-    int64_t at_once = last ? 1 : block->stop - block->panel, sum_step = PANEL * SIZE_f32;
-    float sums[MOST_ROWS * PANEL] __attribute__((aligned(64)));
+    int64_t panels = block->stop - block->panel, at_once = last ? WAITING : panels;
+    int64_t sum_step = WAITING * PANEL * SIZE_f32;
+    float sums[MOST_ROWS * WAITING * PANEL] __attribute__((aligned(64)));
     for (int64_t panel = block->panel; panel < block->stop; panel += at_once) {
         int64_t done = (panel - block->panel) * PANEL;
         for (int32_t n = 0; n <= last; n++) {
             Strip strip = {.in = (const char *)sums, .in_step = sum_step, .out = (char *)sums,
-                           .out_step = sum_step, .stop = at_once * PANEL, .limit = INT32_MAX};
+                           .out_step = sum_step, .limit = INT32_MAX,
+                           .stop = smaller(at_once, block->stop - panel) * PANEL};
             aim(&strip, terms + n, block, panel);
             if (n == 0) strip.in = in + done * SIZE[plan->in], strip.in_step = in_step;
             if (n == last) {

@@ -32,8 +32,8 @@ INLINE TARGET void NAME(product)(const Strip *strip, const float *column, V sum[
     }
 }
 
-/* The tiles of a strip from left to right: out = round(fma(scale, t, in)). Returns the first column
- * of a tile with a result over the limit, of which nothing is written but `seen`, as fp32; else stop.
+/* The tiles of a strip from left to right: out = round(fma(scale, t, in)). Returns `stop`, or the
+ * first column of a tile with a result over the limit, of which only `seen` is written, as fp32.
  * `in` and `out` may be the same. */
 #define KERNEL(IN, OUT)                                                                          \
     TARGET static int64_t NAME(IN##_##OUT)(const Strip *strip) {                                 \

@@ -29,20 +29,23 @@ INLINE V NAME(fma)(V a, V b, V c) {
                fmaf(a[3], b[3], c[3])};
 #endif
 }
-#define LANEWISE(DTYPE)                                                                          \
-    INLINE void NAME(load_##DTYPE)(const void *p, int64_t i, V *x, V *y) {                       \
+#define LANEWISE(KIND, DTYPE)                                                                    \
+    KIND void NAME(load_##DTYPE)(const void *p, int64_t i, V *x, V *y) {                       \
         for (int lane = 0; lane < LANES; lane++) {                                               \
             (*x)[lane] = load_##DTYPE(p, i + lane);                                              \
             (*y)[lane] = load_##DTYPE(p, i + LANES + lane);                                      \
         }                                                                                        \
     }                                                                                            \
-    INLINE void NAME(store_##DTYPE)(void *p, int64_t i, V x, V y) {                              \
+    KIND void NAME(store_##DTYPE)(void *p, int64_t i, V x, V y) {                              \
         for (int lane = 0; lane < LANES; lane++) {                                               \
             store_##DTYPE(p, i + lane, x[lane]);                                                 \
             store_##DTYPE(p, i + LANES + lane, y[lane]);                                         \
         }                                                                                        \
     }
-LANEWISE(f32) LANEWISE(f16) LANEWISE(bf16)
+/* Those of f16 are long: unrolled for a whole tile they took half of the compiler's time. */
+#define APART __attribute__((noinline)) static
+LANEWISE(INLINE, f32) LANEWISE(INLINE, bf16) LANEWISE(APART, f16)
+#undef APART
 #undef LANEWISE
 INLINE BITS NAME(none)(void) { return (BITS){0, 0, 0, 0}; }
 INLINE BITS NAME(largest)(BITS size, V v) {

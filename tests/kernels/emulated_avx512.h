@@ -8,7 +8,7 @@
 
 #define TARGET_AVX512 __attribute__((target("avx2,f16c")))
 #define HAS_AVX512 1
-#define EMULATED static inline __attribute__((always_inline, unused)) TARGET_AVX512
+#define EMULATED static __attribute__((noinline, unused)) TARGET_AVX512 /* compiles faster */
 #define EACH for (int i = 0; i < 16; i++)
 
 typedef float Floats __attribute__((vector_size(64)));
@@ -86,6 +86,7 @@ EMULATED __m256i emulated_cvtps_ph(Floats v, int rounding) {
 #define _mm512_loadu_ps emulated_loadu_ps
 #define _mm512_storeu_ps emulated_storeu_ps
 #define _mm512_fmadd_ps emulated_fmadd_ps
+#undef _mm512_setr_epi32 /* a macro of gcc */
 #define _mm512_setr_epi32 emulated_setr_epi32
 #define _mm512_loadu_si512 emulated_loadu_si512
 #define _mm512_storeu_si512 emulated_storeu_si512

@@ -109,6 +109,11 @@ class TestMerge:
         assert_same_bits(got, oracle.merge(case.weight, case.factors))
         assert got.flags.c_contiguous and not np.shares_memory(got, case.weight)
 
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+class TestTiles:
+    paths = ("numpy",)
+
     @pytest.mark.parametrize("tile", [5, 64])
     def test_tiles_change_nothing(
         self, case: Case, tile: int, monkeypatch: pytest.MonkeyPatch
