@@ -33,7 +33,6 @@ def bench(tmp_path: Path, *arguments: str) -> tuple[str, object]:
         "tools/bench_merge.py",
         "--json",
         str(record),
-        "--settle=0",
         *arguments,
     ]
     environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
