@@ -14,12 +14,10 @@ process with Python's start and imports:
     PEFT         from_pretrained in bf16, merge_and_unload, save_pretrained; it syncs nothing
     sha256       tensor digests of the base on all cores, in this process
 
-Before each, outside of the timed part: the last output is deleted, all is synced, and the inputs
-are read once. So the page cache is warm for reading (nothing is dropped from it), and nobody pays
-for the dirty pages of another; copy and merge pay for bringing their own to the disk. One copy
-and one merge run before the rounds and do not count. Last, memory for the output is touched and
-freed, since virtual machines give free memory back to their host, and getting it again costs more
-than writing to it.
+Before each, outside of the timed part: the last output is deleted, all is synced, memory that is
+free is filled with page cache (see page_cache.py), and the inputs are read once. So nothing is read
+from the disk, and nobody pays for the dirty pages of another; copy and merge pay for bringing their
+own to the disk. One copy and one merge run before the rounds and do not count.
 
 The second mode merges models of growing size: memory should stay flat, time be linear.
 The work directory, up to three and a half times the model, is removed at the end, unless --keep.
@@ -36,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +42,7 @@ from typing import Any
 import merge_figures as figures
 from merge_figures import COPY, LABELS, PEFT, R16
 from merge_rounds import Bench
+from page_cache import Filler, memory
 from random_llama import Llama, llama_of
 from rich.console import Console
 
@@ -54,11 +53,15 @@ SIZES = (0.4, 1.7, 3.4)
 
 
 def compare(
-    models: Sequence[Llama], options: argparse.Namespace, root: Path, console: Console
+    models: Sequence[Llama],
+    options: argparse.Namespace,
+    root: Path,
+    console: Console,
+    filler: Filler | None,
 ) -> Any:
     """Everything at one size. Returns what --json writes."""
     (model,) = models
-    bench = Bench(root, model, {"16": 16, "16-other": 16, "64": 64})
+    bench = Bench(root, model, {"16": 16, "16-other": 16, "64": 64}, filler)
     shards = bench.build()
     console.print(heading(model, shards, root), soft_wrap=True)
     bench.fill_cache()
@@ -75,13 +78,19 @@ def compare(
     return bench.record(rounds) | {"targets": [asdict(each) | {"met": each.met} for each in found]}
 
 
-def grow(models: Sequence[Llama], options: argparse.Namespace, root: Path, console: Console) -> Any:
+def grow(
+    models: Sequence[Llama],
+    options: argparse.Namespace,
+    root: Path,
+    console: Console,
+    filler: Filler | None,
+) -> Any:
     """Copy and merge at r=16, one size after the other. Returns what --json writes."""
     records, sizes = [], []
     for number, model in enumerate(models):
         place = root / str(number)
         place.mkdir()
-        bench = Bench(place, model, {"16": 16})
+        bench = Bench(place, model, {"16": 16}, filler)
         console.print(heading(model, bench.build(), place), soft_wrap=True)
         bench.fill_cache()
         shutil.rmtree(bench.place.merged)
@@ -97,7 +106,7 @@ def grow(models: Sequence[Llama], options: argparse.Namespace, root: Path, conso
 
 
 def heading(model: Llama, shards: int, place: Path) -> str:
-    free = available_memory()
+    free = memory("MemAvailable")
     cached = "page cache warm"
     if free < 3 * model.nbytes:  # base, output, and what a process may need itself
         cached = "TOO LITTLE MEMORY for a warm page cache, so part of this is the speed of the disk"
@@ -107,12 +116,6 @@ def heading(model: Llama, shards: int, place: Path) -> str:
         f"{os.getloadavg()[0]:.1f} before, {free / 1e9:.0f} GB of memory free, "
         f"kernel {kernels.name}"
     )
-
-
-def available_memory() -> int:
-    """Bytes that are free or could be."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def filesystem(place: Path) -> str:
@@ -154,6 +157,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peft-rounds", type=int, default=1, help="the first N; 0: none")
     parser.add_argument("--dir", type=Path, help="where the work directory is made")
+    parser.add_argument("--no-fill", action="store_true", help="leave free memory as it is")
     parser.add_argument("--keep", action="store_true", help="do not remove the work directory")
     parser.add_argument("--json", type=Path, help="a file for all raw figures")
     options = parser.parse_args(arguments)
@@ -173,9 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gigabytes are cleared away
     console = Console(width=132, highlight=False)
     needed = largest * 7 // 2 + (100 << 20)
-    with workplace(options.dir, needed, options.keep) as root:
+    with ExitStack() as stack:
+        root = stack.enter_context(workplace(options.dir, needed, options.keep))
+        filler = None if options.no_fill else stack.enter_context(closing(Filler(root / "empty")))
         mode = grow if growing else compare
-        record = mode(models, options, root, console)
+        record = mode(models, options, root, console, filler)
     if options.json:
         options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import shutil
@@ -14,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from measured import Measured, run
 from merge_figures import (
     COLD16,
@@ -30,6 +28,7 @@ from merge_figures import (
     VERIFY,
     Round,
 )
+from page_cache import Filler
 from random_llama import Llama, write_adapter, write_base
 
 from adapterhub import kernels
@@ -45,7 +44,6 @@ PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out
 """
 # Seconds; a file that changed within 2 before it was hashed is not remembered by the digest cache.
 QUIET = 2.1
-PAGE = 4096
 Command = tuple[str, ...]
 
 
@@ -54,7 +52,7 @@ class Place:
     """Where everything lies. `out` is what the timed commands write."""
 
     root: Path
-    written: int = 0  # about how many bytes a timed command writes
+    filler: Filler | None = None
 
     def adapter(self, name: str) -> str:
         return str(self.root / f"adapter-{name}")
@@ -80,27 +78,16 @@ class Place:
         }
 
     def clear(self, *also: Path) -> None:
-        """No output, no cold home, no dirty pages; the inputs, and `also`, in the page cache."""
+        """No output, no cold home, no dirty pages; memory full, the inputs and `also` in it."""
         for name in ("out", "home-cold"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         self.out.parent.mkdir()
         os.sync()
+        if self.filler:
+            self.filler.fill()
         inputs = [*also, self.base, *self.root.glob("adapter-*")]
         for path in (path for directory in inputs for path in directory.iterdir()):
             _read(path)
-        touch(self.written * 3 // 2)
-
-
-def touch(nbytes: int) -> None:
-    """Have so much memory given to this machine, and free it again at once.
-
-    A virtual machine gives the pages of deleted files back to its host within seconds, and who
-    writes next pays for getting them again, several times what writing costs. So all begin with
-    free memory that is really there, as on a machine of one's own.
-    """
-    if nbytes:
-        with mmap.mmap(-1, nbytes) as memory:
-            np.frombuffer(memory, np.uint8)[::PAGE] = 1
 
 
 def _read(path: Path) -> None:
@@ -113,8 +100,10 @@ def _read(path: Path) -> None:
 class Bench:
     """One model, its adapters, and the commands to time."""
 
-    def __init__(self, root: Path, model: Llama, ranks: Mapping[str, int]) -> None:
-        self.place = Place(root, model.nbytes)
+    def __init__(
+        self, root: Path, model: Llama, ranks: Mapping[str, int], filler: Filler | None = None
+    ) -> None:
+        self.place = Place(root, filler)
         self.model = model
         self.ranks = ranks
         self.missing: dict[str, str] = {}

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import bench_merge
 import measured
 import merge_figures as figures
 import numpy as np
+import page_cache
 import pytest
 import random_llama
 from measured import Measured, Memory
@@ -33,6 +35,7 @@ def bench(tmp_path: Path, *arguments: str) -> tuple[str, object]:
         "tools/bench_merge.py",
         "--json",
         str(record),
+        "--no-fill",  # a test should not push everything else out of the machine's memory
         *arguments,
     ]
     environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -83,7 +86,7 @@ def test_pefts_path_is_measured_too(tmp_path):
 
 
 def test_terminated_it_clears_away_too(tmp_path):
-    command = [sys.executable, "tools/bench_merge.py", "--parameters", str(TINY)]
+    command = [sys.executable, "tools/bench_merge.py", "--parameters", str(TINY), "--no-fill"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     started = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -122,6 +125,32 @@ def test_refuses_a_place_that_is_memory_missing_or_full(tmp_path, monkeypatch):
         enter(tmp_path, 1 << 60)
     with pytest.raises(SystemExit, match="is not a directory"):
         enter(tmp_path / "missing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_filler_reads_until_memory_is_full_and_goes_on_there(tmp_path, monkeypatch):
+    free = {"MemTotal": 1 << 30, "MemFree": 1 << 29}
+    read: list[int] = []
+
+    def preadv(fd: int, pieces: list[bytearray], offset: int) -> int:
+        size = os.pread(fd, len(pieces[0]), offset)
+        assert len(size) == len(pieces[0])  # never over the end
+        read.append(offset)
+        free["MemFree"] -= len(size)
+        return len(size)
+
+    monkeypatch.setattr(page_cache, "memory", free.__getitem__)
+    monkeypatch.setattr(page_cache.os, "preadv", preadv)
+    with closing(page_cache.Filler(tmp_path / "empty")) as filler:
+        filler.fill()
+        assert (tmp_path / "empty").stat().st_blocks == 0
+        assert free["MemFree"] <= free["MemTotal"] // 12
+        filler.fill()
+        assert read == list(range(0, len(read) * (4 << 20), 4 << 20))
+        free["MemFree"] = 1 << 40  # never full: one round
+        before = len(read)
+        filler.fill()
+        assert (len(read) - before) * (4 << 20) == (tmp_path / "empty").stat().st_size
     assert list(tmp_path.iterdir()) == []
 
 
