@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -117,6 +118,19 @@ class Collector:
         return digest.merkle(self._chunks.pop(name))
 
 
+@dataclass(frozen=True)
+class _Open:
+    """A file being written.
+
+    One thread writes at a time: the kernel lets no two into a file, and has who comes second spin,
+    which costs the threads that compute as much as the writing itself.
+    """
+
+    fd: int
+    stack: ExitStack
+    turn: threading.Lock
+
+
 class _Shards:
     """The output's files: open while bytes come, then synced, recorded and closed."""
 
@@ -131,7 +145,7 @@ class _Shards:
         self._partial = partial
         self._progress = progress or (lambda _: None)
         self._collector = Collector(plan, base_digests)
-        self._open: dict[str, tuple[int, ExitStack]] = {}
+        self._open: dict[str, _Open] = {}
         self._entries: dict[str, Entry] = {}
         self._resumed = 0
 
@@ -170,18 +184,20 @@ class _Shards:
         path.unlink(missing_ok=True)  # of an earlier merge, and not what it was
         stack = ExitStack()
         fd = stack.enter_context(preallocated(path, shard.nbytes))
-        self._open[shard.filename] = fd, stack
+        self._open[shard.filename] = _Open(fd, stack, threading.Lock())
         copying.write_at(fd, memoryview(shard.header), 0)
 
     def copy(self, shard: ShardLayout, job: Copy) -> None:
-        fd = self._open[shard.filename][0]
-        copying.copy(job, fd)
-        copying.start_writeback(fd, job.target, job.nbytes)
+        file = self._open[shard.filename]
+        with file.turn:
+            copying.copy(job, file.fd)
+        copying.start_writeback(file.fd, job.target, job.nbytes)
 
     def write_at(self, shard: ShardLayout, data: memoryview, offset: int) -> None:
-        fd = self._open[shard.filename][0]
-        copying.write_at(fd, data, offset)
-        copying.start_writeback(fd, offset, len(data))
+        file = self._open[shard.filename]
+        with file.turn:
+            copying.write_at(file.fd, data, offset)
+        copying.start_writeback(file.fd, offset, len(data))
 
     def _entry(self, shard: ShardLayout) -> Entry:
         digests = {spec.name: self._collector.digest_of(spec.name) for spec in shard.specs}
@@ -194,9 +210,9 @@ class _Shards:
         }
 
     def _finish(self, shard: ShardLayout, entry: Entry) -> None:
-        fd, stack = self._open[shard.filename]
-        os.fsync(fd)
-        size = os.fstat(fd).st_size
+        file = self._open[shard.filename]
+        os.fsync(file.fd)
+        size = os.fstat(file.fd).st_size
         if size != shard.nbytes:
             raise IntegrityError(
                 f"{shard.filename} has {size:,} bytes, the plan said {shard.nbytes:,}"
@@ -204,11 +220,11 @@ class _Shards:
         self._partial.record(entry)
         self._entries[shard.filename] = entry
         del self._open[shard.filename]
-        stack.close()
+        file.stack.close()
 
     def _close_all(self) -> None:
-        for _, stack in self._open.values():
-            stack.close()
+        for file in self._open.values():
+            file.stack.close()
 
     def written(self, files: Mapping[str, str]) -> Written:
         entries = [self._entries[shard.filename] for shard in self._plan.shards]
