@@ -48,12 +48,21 @@ class SourceFile:
     """A file that belongs to an adapter.
 
     `name` is where it belongs inside the adapter's directory, `path` where it lies now. A pickle
-    that was read with consent stands here too, and is stored as safetensors.
+    that was read with consent stands here too, and is stored as what `safe` says.
     """
 
     name: str
     path: Path
     kind: str  # "weights", "config", "tokenizer"
+    safe: SafeForm | None = None
+
+
+@dataclass(frozen=True)
+class SafeForm:
+    """The safetensors file that takes the place of a pickle: its name, and the same tensors."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,26 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What shows of an adapter whose format is recognised and not read, as far as it shows.
+
+    `ranks`: module → rank, modules spelled as in the file. `targets`: modules, in the same spelling.
+    """
+
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    alpha: float | None = None
+    base: BaseClaim = BaseClaim()
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a format's reader saw, damage included.
 
-    `adapter` is None where the files do not make one up; `problems` then say why. `config` is the
-    parsed config even when there are no weights; `card` holds what the model card's front matter
-    said (licence, tags, language …) under the names of the registry's card fields.
+    `adapter` is None where the files do not make one up; `problems` then say why, and `outline`
+    tells what shows all the same. `config` is the parsed config even when there are no weights;
+    `card` holds what the model card's front matter said (licence, tags, language …) under the names
+    of the registry's card fields. `tensors` are those of the weights, as the files name them.
     """
 
     path: Path
@@ -102,6 +125,8 @@ class Reading:
     files: tuple[SourceFile, ...]
     problems: tuple[Problem, ...]
     card: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    outline: Outline | None = None
 
     @property
     def fatal(self) -> tuple[Problem, ...]:

@@ -9,7 +9,7 @@ process with Python's start and imports:
 
     copy         cp -r --reflink=never, then sync -f
     merge        r=16 and r=64; two adapters of r=16 in one pass
-                 warm: the digests of the base are cached; cold: a fresh ADAPTERHUB_HOME
+                 warm: the digests of the base are cached; cold: they are not
     verify       verify --repeat: the merge once more, compared with what was written
     PEFT         from_pretrained in bf16, merge_and_unload, save_pretrained; it syncs nothing
     sha256       tensor digests of the base on all cores, in this process

@@ -70,17 +70,20 @@ class Place:
         """The merge of r=16, kept to be verified."""
         return self.root / "merged"
 
-    def environment(self, *, cold: bool = False) -> dict[str, str]:
+    @property
+    def home(self) -> Path:
+        return self.root / "home"
+
+    def environment(self) -> dict[str, str]:
         return os.environ | {
-            "ADAPTERHUB_HOME": str(self.root / ("home-cold" if cold else "home")),
+            "ADAPTERHUB_HOME": str(self.home),
             "OMP_NUM_THREADS": str(usable_cores()),
             "HF_HUB_OFFLINE": "1",
         }
 
     def clear(self, *also: Path) -> None:
-        """No output, no cold home, no dirty pages; memory full, the inputs and `also` in it."""
-        for name in ("out", "home-cold"):
-            shutil.rmtree(self.root / name, ignore_errors=True)
+        """No output, no dirty pages; memory full, with the inputs and `also` in it."""
+        shutil.rmtree(self.out.parent, ignore_errors=True)
         self.out.parent.mkdir()
         os.sync()
         if self.filler:
@@ -149,8 +152,9 @@ class Bench:
         self.place.clear(*([self.place.merged] if name == VERIFY else []))
         if name == HASH:
             return self._hash()
-        cold = name in (COLD16, COLD64)
-        done = run(self.commands[name], self.place.environment(cold=cold))
+        if name in (COLD16, COLD64):
+            shutil.rmtree(self.place.home / "cache" / "leaves")
+        done = run(self.commands[name], self.place.environment())
         if done.status and name in (VERIFY, PEFT):
             self.missing[name] = _failure(done)
             return None
