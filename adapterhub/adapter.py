@@ -98,7 +98,7 @@ class Adapter:
 class Outline:
     """What shows of an adapter whose format is recognised and not read, as far as it shows.
 
-    `ranks`: module → rank, modules spelled as in the file. `targets`: modules, in the same spelling.
+    `ranks`: module → rank, modules spelled as in the file. `targets`: modules, so too.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)

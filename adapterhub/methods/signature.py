@@ -11,10 +11,10 @@ class Signature:
     """`modules`: path → (out, in) of the weight that the method changes; None where nothing tells.
 
     For an embedding (out, in) is (vocabulary, dim), as it is stored. Of a convolution `in` is
-    channels ÷ groups, without the kernel; for experts both are those of one expert. `whole`: tensors
-    of the model that are saved whole, name → shape. Prompt methods have no modules: `width` is the
-    size of the embeddings that the prompt stands among, `layers` and `kv_width` (kv heads × head
-    size) what a prefix for every layer tells.
+    channels ÷ groups, without the kernel; for experts both are those of one expert. `whole`: what
+    is saved of the model's own tensors, name → shape. Prompt methods have no modules: `width` is
+    the size of the embeddings that the prompt stands among, `layers` and `kv_width` (kv heads ×
+    head size) what a prefix for every layer tells.
     """
 
     modules: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
