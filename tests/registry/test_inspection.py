@@ -17,6 +17,7 @@ from adapterhub import formats
 from adapterhub.adapter import Adapter, Problem
 from adapterhub.errors import InvalidAdapter, InvalidTensorFile, NotSupported, PickleRefused
 from adapterhub.registry import inspection
+from adapterhub.registry.values import value_problems
 from adapterhub.tensorfile import ArrayTensor, FileTensor, Tensor
 
 Maker = Callable[..., Path]
@@ -94,7 +95,7 @@ def test_without_pairs_there_is_no_rank() -> None:
 
 
 def only(seen: Adapter) -> Problem:
-    (problem,) = inspection.value_problems(seen)
+    (problem,) = value_problems(seen)
     return problem
 
 
@@ -127,7 +128,7 @@ def test_sound_values_have_no_problems() -> None:
             "none": {"lora_A": np.zeros((2, 0), np.float32)},
         }
     )
-    assert inspection.value_problems(seen) == []
+    assert value_problems(seen) == []
 
 
 @pytest.mark.parametrize("role", ["lora_B", "lora_embedding_B", "base_layer.lora_B"])
@@ -146,7 +147,7 @@ def test_some_zero_b() -> None:
 
 def test_values_that_cannot_be_read_are_a_problem(tmp_path: Path) -> None:
     gone = FileTensor(tmp_path / "gone", "F32", (2,), 8, 8)
-    found = inspection.value_problems(
+    found = value_problems(
         adapter({"a": {"lora_A": [np.nan]}, "q": {"lora_A": gone}, "z": {"lora_A": [np.nan]}})
     )
     assert [(p.code, p.fatal) for p in found] == [("not-finite", True), ("not-found", True)]
