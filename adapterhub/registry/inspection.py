@@ -58,7 +58,7 @@ def inspect(reading: Reading, *, source: str, labels: tuple[str, ...] = ()) -> I
     """All that `reading` shows; its values are read too, for NaN and zeros."""
     adapter, config = reading.adapter, reading.config
     known = reading.method is not None and reading.method in METHODS
-    variants = METHODS[reading.method or ""].implementation.variants(config) if known else ()
+    variants = METHODS[reading.method or ""].variants(config) if known else ()
     values = value_problems(adapter) if adapter else []
     alpha = config.get("lora_alpha")
     return Inspection(
