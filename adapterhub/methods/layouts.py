@@ -68,6 +68,16 @@ def _lokr() -> tuple[str, ...]:
     return tuple(f"{one}; {other}" for one in first for other in second)
 
 
+def _glora() -> str:
+    """Five changes, each of two factors, one tensor, or none (which is a buffer of zeros)."""
+    pairs = ("A: out in", "B: out in", "C: in 1")
+    factors = [
+        f"glora_{one}.Xd?: {rows} r; glora_{one}.Xu?: r {columns}"
+        for one, (rows, columns) in ((p[0], p[3:].split()) for p in pairs)
+    ]
+    return "; ".join(factors + [f"glora_{one}.X?: *; glora_{one}.zeros?: *" for one in "ABCDE"])
+
+
 def _miss_forms(role: str) -> tuple[str, ...]:
     return (f"{role}: r columns", f"{role}: blocks r r")
 
@@ -111,11 +121,7 @@ LAYOUTS: Mapping[str, Layout] = {
         shared="frod_V.{n}+: _ _; frod_s_indices.{n}+: 2 _; frod_s_size.{n}+: 2",
     ),
     "glora": Layout(
-        (
-            "glora_A.Xd?: out r; glora_A.Xu?: r in; glora_A.X?: *; "
-            "glora_B.Xd?: out r; glora_B.Xu?: r in; glora_B.X?: *; "
-            "glora_C.Xd?: in r; glora_C.Xu?: r 1; glora_C.X?: *; glora_D.X?: *; glora_E.X?: *",
-        ),
+        (_glora(),),
         rank="r",
         sizes=R,
     ),

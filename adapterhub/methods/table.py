@@ -14,15 +14,15 @@ _PEFT = (
     Method("adalora", "ADALORA", "AdaLoRA", _ARXIV + "2303.10512"),
     Method("adamss", "ADAMSS", "AdaMSS", None),
     Method("adaption_prompt", "ADAPTION_PROMPT", "LLaMA-Adapter", _ARXIV + "2303.16199"),
-    Method("beft", "BEFT", "Bias-efficient fine-tuning", _ARXIV + "2509.15974"),
+    Method("beft", "BEFT", "BEFT (biases)", _ARXIV + "2509.15974"),
     Method("boft", "BOFT", "Butterfly OFT", _ARXIV + "2311.06243"),
     Method("c3a", "C3A", "Circular convolution", _ARXIV + "2407.19342"),
     Method("cartridge", "CARTRIDGE", "Cartridge", _ARXIV + "2506.06266"),
-    Method("cpt", "CPT", "Context-aware prompt tuning", _ARXIV + "2410.17222"),
+    Method("cpt", "CPT", "Context-aware prompts", _ARXIV + "2410.17222"),
     Method(
         "deft",
         "DEFT",
-        "Decompositional fine-tuning",
+        "DEFT (decompositional)",
         "https://proceedings.neurips.cc/paper_files/paper/2025/hash/"
         "93a34a7138bdad95e874018d5f491cc6-Abstract-Conference.html",
     ),

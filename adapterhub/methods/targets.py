@@ -17,6 +17,7 @@ from adapterhub.tensorfile import shown
 TARGETS = ("target_modules", "exclude_modules", "feedforward_modules")
 _LAYERS = "layers_pattern"
 _WORDS = ("all-linear",)  # a word of peft's, and no pattern
+_ENDINGS = "ADAPTION_PROMPT"  # whose string is the ending of a path
 
 
 def problems(adapter: Adapter) -> list[Problem]:
@@ -45,7 +46,7 @@ def pattern_problems(config: Mapping[str, Any], modules: Sequence[str]) -> list[
 
 
 def _strings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for field in TARGETS:
+    for field in () if config.get("peft_type") == _ENDINGS else TARGETS:
         value = config.get(field)
         if isinstance(value, str) and value and value.lower() not in _WORDS:
             yield field, value
