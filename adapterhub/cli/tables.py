@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub.cli import output
 from adapterhub.cli.output import json_option
+
+if TYPE_CHECKING:
+    from adapterhub.methods import Method
 
 
 @click.command()
@@ -18,11 +22,28 @@ def methods(as_json: bool) -> None:
 
     rows = api.methods()
     if as_json:
-        output.print_json([asdict(row) for row in rows])
+        output.print_json([row.to_dict() for row in rows])
         return
-    columns = ("method", "PEFT type", "title", "paper", "schema")
-    table = [(row.name, row.peft_type, row.title, row.paper, row.schema) for row in rows]
-    output.print_table(columns, table)
+    columns = ("method", "PEFT type", "title", "rank", "merge", "attach")
+    output.print_table(columns, [_method_cells(row) for row in rows])
+    output.note("merge, attach: what the mathematics allows / what this version does")
+    output.note("base: it needs the base's own weights, so that such adapters do not add up")
+
+
+def _method_cells(row: Method) -> tuple[str, ...]:
+    allowed = row.mathematics
+    return (
+        row.name,
+        row.peft_type or "–",
+        row.title,
+        row.rank or "–",
+        f"{allowed.merge}/{_word('merge' in row.does)}",
+        f"{allowed.attach}/{_word('attach' in row.does)}",
+    )
+
+
+def _word(flag: bool) -> str:
+    return "yes" if flag else "no"
 
 
 @click.command()

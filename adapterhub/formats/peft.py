@@ -10,17 +10,20 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub import strictjson
-from adapterhub.adapter import Adapter, BaseClaim, Problem, Reading, SourceFile
+from adapterhub import schema, strictjson
+from adapterhub.adapter import Adapter, BaseClaim, Problem, Reading, SafeForm, SourceFile
 from adapterhub.base import TOKENIZER_FILES
 from adapterhub.errors import AdapterHubError, NotSupported, OutputError, SchemaError
 from adapterhub.formats import card
 from adapterhub.formats.peft_keys import key, modules_of
-from adapterhub.formats.peft_weights import PICKLE, WEIGHTS, read_weights
+from adapterhub.formats.peft_weights import PICKLE, WEIGHTS, Weights, read_weights
 from adapterhub.methods import TABLE as METHODS
+from adapterhub.methods import Method, method_of
+from adapterhub.methods.targets import pattern_problems
 from adapterhub.tensorfile import Tensor, shown, write_file
 
 __all__ = [
@@ -40,7 +43,12 @@ METADATA = {"format": "pt"}
 # `name` or `owner/name`; what the Hub takes as the id of a repository.
 _HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _FOLDER = re.compile(
-    r"(models?|outputs?|checkpoints?|ckpts?|results|runs|weights)/|(.*/)?checkpoint-\d+$"
+    r"(models?|outputs?|checkpoints?|ckpts?|results|runs|weights)/|(.*/)?checkpoint-\d+$|"
+    # No model of the Hub without an owner has one of these names, or an underscore.
+    r"(models?|outputs?|checkpoints?|results|base|final|merged|[^/]*_[^/]*)$"
+)
+TASKS = (  # peft.TaskType
+    *("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
 )
 
 
@@ -53,30 +61,32 @@ def recognises(path: Path) -> bool:
 def read(path: Path, *, allow_pickle: bool) -> Reading:
     directory = path if path.is_dir() else path.parent
     config, problems = _read_config(directory)
-    method = _method_name(config)
+    row = method_of(str(config.get("peft_type")))
     if not problems:
-        problems += _config_problems(config, method)
+        problems += _config_problems(config, row)
     weights, weight_problems = read_weights(directory, allow_pickle=allow_pickle)
     problems += weight_problems
     labels, label_problems = _read_labels(directory)
     problems += label_problems
     adapter = None
-    if weights is not None:
-        modules, unknown = modules_of(weights[1])
+    if weights is not None and row is not None:
+        modules, unknown = modules_of(weights[1], row.name)
         problems += _key_problems(unknown)
-        if method is not None and method in METHODS:
-            adapter = _adapter(method, config, modules, labels)
-            problems += METHODS[method].implementation.problems(adapter)
+        adapter = _adapter(row.name, config, modules, labels)
+        problems += row.implementation.problems(adapter)
+    elif row is not None:
+        problems += _schema_problems(row, config)
     front, card_problems = card.read(directory / "README.md")
     return Reading(
         path=directory,
         format="peft",
-        method=method,
+        method=row.name if row else _unknown_method(config),
         config=config,
         adapter=adapter,
-        files=_files(directory, weights[0] if weights else None),
+        files=_files(directory, weights, adapter),
         problems=tuple(problems + card_problems),
         card=front,
+        tensors=weights[1] if weights else {},
     )
 
 
@@ -115,7 +125,7 @@ def _key_problems(unknown: Sequence[str]) -> list[Problem]:
     return [_fatal("unknown-keys", text, "re-export with peft's save_pretrained")]
 
 
-def _method_name(config: Mapping[str, Any]) -> str | None:
+def _unknown_method(config: Mapping[str, Any]) -> str | None:
     peft_type = _string(config, "peft_type")
     return peft_type.lower() if peft_type else None
 
@@ -134,23 +144,43 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], list[Problem]]:
         return {}, [_fatal("config", error.message, error.remedy)]
 
 
-def _config_problems(config: Mapping[str, Any], method: str | None) -> list[Problem]:
-    if method is None:
+def _config_problems(config: Mapping[str, Any], row: Method | None) -> list[Problem]:
+    if _string(config, "peft_type") is None:
         return [_fatal("no-method", f"{CONFIG} names no peft_type", "re-export with peft")]
-    if method not in METHODS:
-        known = ", ".join(sorted(row.peft_type for row in METHODS.values()))
+    if row is None:
         text = f"peft_type {shown(config['peft_type'])} is not supported by this version"
-        return [_fatal("method", text, f"supported: {known}")]
-    found = _base_problems(config)
-    unknown = sorted(set(config) - METHODS[method].implementation.fields())
-    if unknown:
+        remedy = "no release of peft has it; supported: adapterhub methods"
+        return [_fatal("method", text, remedy)]
+    found = _base_problems(config) + _task_problems(config)
+    if row.successor:
+        now = METHODS[row.successor].peft_type
+        text = f"peft has renamed {row.peft_type}, and loads it no more"
+        found.append(Problem("renamed", text, f"convert it to {now} with the script in peft"))
+    if unknown := sorted(set(config) - row.fields()):
         names = ", ".join(shown(name) for name in unknown[:10])
         text = f"{CONFIG} has fields that this version does not know: {names}"
         found.append(Problem("unknown-fields", text, "they are kept; check that none matters"))
     if config.get("auto_mapping"):
         text = "auto_mapping names a class to import; it is kept as data and never imported"
-        found.append(Problem("auto-mapping", text, "none needed"))
+        remedy = "have that class at hand where peft loads the adapter"
+        found.append(Problem("auto-mapping", text, remedy))
     return found
+
+
+def _schema_problems(row: Method, config: Mapping[str, Any]) -> list[Problem]:
+    """What shows without tensors."""
+    sentences = schema.problems(dict(config), row.schema)
+    if sentences:
+        return [_fatal("config", f"{CONFIG}: {line}", "correct the field") for line in sentences]
+    return pattern_problems(config, ())
+
+
+def _task_problems(config: Mapping[str, Any]) -> list[Problem]:
+    task = _string(config, "task_type")
+    if task is None or task in TASKS:
+        return []
+    text = f"task_type {shown(task)} is none of peft's"
+    return [Problem("task-type", text, f"correct it to one of {', '.join(TASKS)}")]
 
 
 def _base_problems(config: Mapping[str, Any]) -> list[Problem]:
@@ -199,8 +229,10 @@ def labels_of(model_config: Mapping[str, Any]) -> tuple[str, ...]:
     return labels
 
 
-def _files(directory: Path, weights: SourceFile | None) -> tuple[SourceFile, ...]:
-    files = [weights] if weights else []
+def _files(
+    directory: Path, weights: Weights | None, adapter: Adapter | None
+) -> tuple[SourceFile, ...]:
+    files = [_with_safe_form(weights, adapter)] if weights else []
     if (directory / CONFIG).is_file():
         files.append(SourceFile(CONFIG, directory / CONFIG, "config"))
     for name in TOKENIZER_FILES:
@@ -209,21 +241,38 @@ def _files(directory: Path, weights: SourceFile | None) -> tuple[SourceFile, ...
     return tuple(files)
 
 
+def _with_safe_form(weights: Weights, adapter: Adapter | None) -> SourceFile:
+    """A pickle with what is stored in its place: its tensors under the keys that peft reads."""
+    source = weights[0]
+    if source.name != PICKLE or adapter is None:
+        return source
+    return replace(source, safe=SafeForm(WEIGHTS, _keyed(adapter)))
+
+
+def _keyed(adapter: Adapter) -> dict[str, Tensor]:
+    """Raises NotSupported where PEFT has no name for a tensor."""
+    tensors = {key(adapter, module, role): t for module, role, t in adapter.tensors()}
+    return dict(sorted(tensors.items()))
+
+
 # --- writing ----------------------------------------------------------------------------------
 
 
 def write(adapter: Adapter, directory: Path) -> None:
-    if adapter.method not in METHODS:
-        raise NotSupported(f"PEFT has no spelling for the method {adapter.method!r}")
+    row = METHODS.get(adapter.method)
+    if row is None or row.peft_type is None:
+        raise NotSupported(
+            f"PEFT has no spelling for the method {adapter.method!r}",
+            remedy="write it in the format that it came in",
+        )
     said = {
-        "peft_type": METHODS[adapter.method].peft_type,
+        "peft_type": row.peft_type,
         "base_model_name_or_path": adapter.base.name,
         "revision": adapter.base.revision,
         "task_type": adapter.task,
     }
     changed = {field: value for field, value in said.items() if _differs(adapter, field, value)}
-    tensors = {key(adapter, module, role): t for module, role, t in adapter.tensors()}
-    write_file(directory / WEIGHTS, dict(sorted(tensors.items())), METADATA)
+    write_file(directory / WEIGHTS, _keyed(adapter), METADATA)
     # Keys are not sorted: the first pattern of rank_pattern that matches wins.
     text = json.dumps({**adapter.config, **changed}, indent=2, ensure_ascii=False)
     _write_text(directory / CONFIG, text + "\n")

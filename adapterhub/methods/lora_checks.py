@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 from adapterhub.adapter import REPLACE, Adapter, Problem
 from adapterhub.errors import InvalidAdapter, SchemaError
-from adapterhub.methods import Ranks
+from adapterhub.methods import saved, targets
+from adapterhub.methods.interface import Ranks
 from adapterhub.methods.lora_config import LoraConfig, parse
 from adapterhub.methods.lora_pairs import INNER, MAGNITUDE, ROLES, Pair, fit, pairs, parameters
-from adapterhub.tensorfile import Tensor, shown
+from adapterhub.tensorfile import Tensor
 
 
 def problems(adapter: Adapter) -> list[Problem]:
@@ -29,7 +30,9 @@ def problems(adapter: Adapter) -> list[Problem]:
     elif all(role.startswith(REPLACE) for _, role, _ in adapter.tensors()):
         text = "the weights hold whole tensors only, and no LoRA pair"
         found.append(Problem("no-pairs", text, "check that the right modules were targeted"))
-    found += _saved_problems(adapter)
+    found += saved.problems(adapter) + targets.problems(adapter)
+    if any(problem.code == "pattern" for problem in found):
+        return found
     try:
         return found + _pattern_problems(adapter, config) + _rank_problems(adapter, config)
     except InvalidAdapter as error:
@@ -130,16 +133,6 @@ def _pattern_problems(adapter: Adapter, config: LoraConfig) -> list[Problem]:
         return []
     text = f"several keys of alpha_pattern match {unsure[0]} and say different values"
     return [Problem("alpha-order", text, "the first counts; peft sorts keys when it saves")]
-
-
-def _saved_problems(adapter: Adapter) -> list[Problem]:
-    """peft adds names of heads that not every model has, so one of them is enough."""
-    names = adapter.config.get("modules_to_save") or []
-    whole = [f".{m}." for m, role, _ in adapter.tensors() if role.startswith(REPLACE)]
-    if not names or any(f".{name}." in module for name in names for module in whole):
-        return []
-    text = f"modules_to_save names {', '.join(map(shown, names[:5]))}; the weights hold none"
-    return [Problem("no-saved", text, "a head that was trained is lost: save the adapter again")]
 
 
 def ranks(adapter: Adapter) -> Ranks | None:

@@ -10,6 +10,7 @@ from typing import Any
 from adapterhub import schema
 from adapterhub.errors import InvalidAdapter, NotMergeable
 from adapterhub.methods.patterns import Patterns
+from adapterhub.methods.table import method
 from adapterhub.tensorfile import shown
 
 DEFAULT_ALPHA = 8  # peft.LoraConfig.lora_alpha
@@ -109,7 +110,12 @@ def parse(config: Mapping[str, Any]) -> LoraConfig:
 
 
 def fields() -> frozenset[str]:
-    return frozenset(schema.load("methods/lora")["properties"])
+    """Names of the config fields that this version knows."""
+    return method("lora").fields()
+
+
+def variant_names() -> tuple[str, ...]:
+    return tuple(sorted([name for name, _ in VARIANTS.values()] + list(_INITS_THAT_CHANGE_IT)))
 
 
 def variants(config: Mapping[str, Any]) -> tuple[str, ...]:

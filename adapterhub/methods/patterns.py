@@ -1,8 +1,12 @@
-"""Values by pattern, as PEFT's `rank_pattern` and `alpha_pattern` spell them.
+"""Patterns that strangers wrote, matched with limits: keys of `rank_pattern`, `target_modules` …
 
-A key is a regular expression; the first KEY wins for which `(.*\\.)?(KEY)$` matches the module
-path (`peft.utils.other.get_pattern_key`). The keys come from strangers, so a match has a time
-limit, and so have all matches of one config together.
+A key of `rank_pattern` or `alpha_pattern` is a regular expression; the first KEY wins for which
+`(.*\\.)?(KEY)$` matches the module path (`peft.utils.other.get_pattern_key`). A string in
+`target_modules` has to match the whole path (`match_target_against_key`).
+
+A match has a time limit, and so have all matches of one config together. A pattern that is quick
+here may still take for ever where Python's own `re` runs it, as peft does: so it is tried with that
+on texts that grow by one character, and refused as soon as one is slow.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import InvalidAdapter
@@ -19,21 +23,50 @@ if TYPE_CHECKING:
     from regex import Pattern
 
 MATCH_SECONDS = 0.1
-TOTAL_SECONDS = 5.0
+TOTAL_SECONDS = 0.6
 MAX_CHARS = 1000
+MAX_WHOLE_CHARS = 20_000  # some list every module, with | between them
+KEYS = "rank_pattern and alpha_pattern"
 _PLAIN = re.compile(r"[\w.\-]*", re.ASCII)
 # `{e<2}` asks the regex library for approximate matches; to Python it is plain text.
 _FUZZY = re.compile(r"\{(?!\d*(,\d*)?\})")
+# Only repeated groups, or many repeats in a row, can take time that grows without bound.
+_MAY_EXPLODE = re.compile(r"\)[*+{]|([*+{].*){3}", re.DOTALL)
+_SLOW_SECONDS = 0.01
+_PROBE_CHARS = 40
+_PROBES = 6
+
+
+class Clock:
+    """What matching has cost so far, in seconds of this thread's own time."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def __enter__(self) -> Clock:
+        self._started = time.thread_time() - self.spent
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spent = time.thread_time() - self._started
+
+    def check(self, pattern: str) -> None:
+        """Raises InvalidAdapter once all patterns of a config have taken too long."""
+        if time.thread_time() - self._started > TOTAL_SECONDS:
+            raise _refusal(pattern, "all patterns together take too long to match")
 
 
 class Patterns:
     """`values` by key, in the order of the config."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], *, field: str = KEYS, clock: Clock | None = None
+    ) -> None:
         self.values = values
+        self._field = field
         self._endings = {key: _ending(key) for key in values}
         self._compiled: dict[str, Pattern[str]] = {}
-        self._seconds = 0.0  # spent on matching, of this thread's own time
+        self._clock = clock or Clock()
 
     def find(self, module: str) -> Any | None:
         """The value of the first key that matches, or None. Raises InvalidAdapter."""
@@ -43,28 +76,63 @@ class Patterns:
         """Whether another order of the keys would give another value. Raises InvalidAdapter."""
         return len(set(self._found(module))) > 1
 
+    def check(self, modules: Sequence[str]) -> None:
+        """Raises InvalidAdapter for the first key that cannot be used, on these modules or ever."""
+        with self._clock as clock:
+            for key in self.values:
+                if not _PLAIN.fullmatch(key):
+                    clock.check(key)
+                    self._pattern(key)
+                    _refuse_explosive(_whole_key(key), key, modules, self._field)
+        for module in modules:
+            list(self._found(module))
+
     def _found(self, module: str) -> Iterator[Any]:
-        started = time.thread_time() - self._seconds
-        try:
+        with self._clock as clock:
             for key, value in self.values.items():
                 if not module.endswith(self._endings[key]):
                     continue
-                if time.thread_time() - started > TOTAL_SECONDS:
-                    raise _refusal(key, "all patterns together take too long to match")
+                clock.check(key)
                 if self._matches(key, module):
                     yield value
-        finally:
-            self._seconds = time.thread_time() - started
 
     def _matches(self, key: str, module: str) -> bool:
         if _PLAIN.fullmatch(key):
             return _matches_plain(key, module)
-        if key not in self._compiled:
-            self._compiled[key] = _compile(key)
         try:
-            return self._compiled[key].match(module, timeout=MATCH_SECONDS) is not None
+            return self._pattern(key).match(module, timeout=MATCH_SECONDS) is not None
         except (TimeoutError, MemoryError):
-            raise _refusal(key, "it takes too long to match") from None
+            raise _refusal(key, "it takes too long to match", self._field) from None
+
+    def _pattern(self, key: str) -> Pattern[str]:
+        if key not in self._compiled:
+            self._compiled[key] = _compile(_whole_key(key), key, MAX_CHARS, self._field)
+        return self._compiled[key]
+
+
+class WholePattern:
+    """A regular expression for whole paths, from the field of a config."""
+
+    def __init__(self, field: str, text: str, clock: Clock) -> None:
+        self.field, self.text, self._clock = field, text, clock
+
+    def count(self, modules: Sequence[str]) -> int:
+        """How many of `modules` match. Raises InvalidAdapter where the pattern cannot be used."""
+        with self._clock as clock:
+            pattern = _compile(self.text, self.text, MAX_WHOLE_CHARS, self.field)
+            _refuse_explosive(self.text, self.text, modules, self.field)
+            return sum(self._matches(pattern, module, clock) for module in modules)
+
+    def _matches(self, pattern: Pattern[str], module: str, clock: Clock) -> bool:
+        clock.check(self.text)
+        try:
+            return pattern.fullmatch(module, timeout=MATCH_SECONDS) is not None
+        except (TimeoutError, MemoryError):
+            raise _refusal(self.text, "it takes too long to match", self.field) from None
+
+
+def _whole_key(key: str) -> str:
+    return rf"(.*\.)?({key})$"
 
 
 def _ending(key: str) -> str:
@@ -80,26 +148,52 @@ def _matches_plain(key: str, module: str) -> bool:
     return all(k in (".", m) for k, m in zip(key, module[start:], strict=True))
 
 
-def _compile(key: str) -> Pattern[str]:
+def _compile(text: str, said: str, limit: int, field: str) -> Pattern[str]:
     """Compiled for the library that can stop; refused where Python would read it otherwise."""
     import regex
 
-    if len(key) > MAX_CHARS:
-        raise _refusal(key, f"it has {len(key)} characters, at most {MAX_CHARS} are taken")
-    if _FUZZY.search(key):
-        raise _refusal(key, "a brace in it is no count")
-    text = rf"(.*\.)?({key})$"
+    if len(said) > limit:
+        raise _refusal(said, f"it has {len(said)} characters, at most {limit} are taken", field)
+    if _FUZZY.search(said):
+        raise _refusal(said, "a brace in it is no count", field)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             re.compile(text)
             return regex.compile(text, flags=regex.VERSION0)
     except (re.error, regex.error, RecursionError, OverflowError, MemoryError, Warning) as error:
-        raise _refusal(key, str(error) or type(error).__name__) from None
+        raise _refusal(said, str(error) or type(error).__name__, field) from None
 
 
-def _refusal(key: str, why: str) -> InvalidAdapter:
+# --- patterns that would take for ever --------------------------------------------------------
+
+
+def _refuse_explosive(text: str, said: str, modules: Sequence[str], field: str) -> None:
+    """Raises InvalidAdapter where Python's `re` gets slow on short texts."""
+    if not _MAY_EXPLODE.search(said):
+        return
+    pattern = re.compile(text)
+    letters = dict.fromkeys(["a", "0", *re.findall(r"[a-zA-Z0-9_]", said)])
+    probes = [letter * _PROBE_CHARS for letter in list(letters)[:_PROBES]]
+    for probe in [*probes, *modules[:2], *modules[-1:]]:
+        if any(_is_slow(pattern, f"{probe[:end]}!") for end in range(1, len(probe) + 1)):
+            raise _refusal(said, "it takes too long to match", field)
+
+
+def _is_slow(pattern: re.Pattern[str], text: str) -> bool:
+    """Three times over, since a pause of the collector counts as this thread's own time."""
+    return all(_seconds(pattern, text) > _SLOW_SECONDS for _ in range(3))
+
+
+def _seconds(pattern: re.Pattern[str], text: str) -> float:
+    started = time.thread_time()
+    pattern.fullmatch(text)
+    return time.thread_time() - started
+
+
+def _refusal(key: str, why: str, field: str = KEYS) -> InvalidAdapter:
+    words = "keys are regular expressions" if "_pattern" in field else "it is a regular expression"
     return InvalidAdapter(
         f"pattern {key[:80]!a} of adapter_config.json cannot be used: {why}",
-        remedy="correct rank_pattern and alpha_pattern; keys are regular expressions",
+        remedy=f"correct {field}; {words}",
     )

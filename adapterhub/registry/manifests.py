@@ -80,7 +80,7 @@ def build(
         "kind": "adapter",
         "format": adapter.format,
         "method": adapter.method,
-        "variants": list(method(adapter.method).implementation.variants(adapter.config)),
+        "variants": list(method(adapter.method).variants(adapter.config)),
         "rank": rank_summary(adapter),
         "alpha": alpha,
         "targets": list(targets(adapter)),

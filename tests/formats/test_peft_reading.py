@@ -180,7 +180,7 @@ def test_no_config(peft_dir: Maker) -> None:
     assert error.remedy == "put the adapter_config.json that belongs to these weights beside them"
 
 
-@pytest.mark.parametrize("peft_type", ["LOHA", "IA3", "PROMPT_TUNING", "\x1b[31m", "X" * 500])
+@pytest.mark.parametrize("peft_type", ["FINEGATES", "UILINLORA", "DIAG", "\x1b[31m", "X" * 500])
 def test_a_method_that_is_not_supported(peft_dir: Maker, peft_type: str) -> None:
     reading = formats.read(peft_dir(peft_type=peft_type))
     error = refusal(reading)
@@ -188,8 +188,9 @@ def test_a_method_that_is_not_supported(peft_dir: Maker, peft_type: str) -> None
     shown = json.dumps(peft_type)
     assert f"peft_type {shown[:90]}" in error.message
     assert error.message.isprintable() and len(error.message) < 200
-    assert error.remedy == "supported: LORA"
+    assert error.remedy == "no release of peft has it; supported: adapterhub methods"
     assert inspection.inspect(reading, source="x").method == peft_type.lower()
+    assert list(reading.tensors) and reading.adapter is None
 
 
 def test_fields_that_are_not_known_are_named(peft_dir: Maker) -> None:

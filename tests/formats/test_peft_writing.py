@@ -171,8 +171,9 @@ def test_what_peft_cannot_say(tmp_path: Path, module: str, role: str) -> None:
 
 
 def test_methods_and_formats_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(NotSupported, match="PEFT has no spelling for the method 'loha'"):
-        formats.write(Adapter("loha", "peft", {}, {}), tmp_path, to="peft")
+    with pytest.raises(NotSupported, match="PEFT has no spelling for the method 'mam'") as refused:
+        formats.write(Adapter("mam", "adapters", {}, {}), tmp_path, to="peft")
+    assert refused.value.remedy == "write it in the format that it came in"
     with pytest.raises(UnknownFormat, match="no format is called 'kohya'") as caught:
         formats.write(make(ALL_ROLES), tmp_path, to="kohya")
     assert caught.value.remedy == "formats: peft"

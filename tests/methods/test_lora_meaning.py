@@ -15,18 +15,15 @@ import pytest
 import transformers
 
 from adapterhub.adapter import Adapter, Problem
-from adapterhub.errors import NotMergeable, NotSupported, SchemaError
+from adapterhub.errors import NotMergeable, SchemaError
 from adapterhub.methods import (
-    TABLE,
     BiasDelta,
     LowRank,
     Replacement,
     TokenRows,
     lora,
     lora_pairs,
-    method,
 )
-from adapterhub.schema import load
 from adapterhub.tensorfile import ArrayTensor
 
 A = np.array([[1, 2, 3], [4, 5, 6]], np.float32)  # (rank 2, in 3)
@@ -86,6 +83,7 @@ def test_bias_and_replacements() -> None:
         },
         lora_bias=True,
         bias="lora_only",
+        modules_to_save=["head"],
     )
     pair, trained, replaced, saved = lora.meaning(seen)
     assert isinstance(pair, LowRank) and isinstance(trained, BiasDelta)
@@ -310,7 +308,7 @@ def test_a_head_that_was_to_be_saved_and_is_not_there() -> None:
 
 def test_nothing_at_all_and_nothing_but_heads() -> None:
     assert _only(lora.problems(adapter({}))).message == "the weights hold no tensor"
-    heads = _only(lora.problems(adapter({"head": {"replace:weight": A}})))
+    heads = _only(lora.problems(adapter({"head": {"replace:weight": A}}, modules_to_save=["head"])))
     assert (heads.code, heads.fatal) == ("no-pairs", False)
 
 
@@ -509,15 +507,3 @@ def test_rows_of_two_embeddings_need_tokens_by_module() -> None:
 
 
 # --- the table --------------------------------------------------------------------------------
-
-
-def test_every_row_of_the_table_has_its_schema_and_file() -> None:
-    for name, row in TABLE.items():
-        assert row.name == name and row.peft_type == name.upper()
-        assert row.implementation.fields() == set(load(row.schema)["properties"])
-
-
-def test_a_method_that_is_not_there() -> None:
-    with pytest.raises(NotSupported, match="method 'loha' is not supported") as caught:
-        method("loha")
-    assert caught.value.remedy == "supported methods: lora"

@@ -239,7 +239,7 @@ def test_inspecting_imports_nothing_heavy(peft_dir: Maker) -> None:
 
 def test_kinds_of_errors(peft_dir: Maker) -> None:
     with pytest.raises(NotSupported):
-        inspection.require(formats.read(peft_dir(name="a", peft_type="LOHA")))
+        inspection.require(formats.read(peft_dir(name="a", peft_type="DIAG")))
     pickled = peft_dir(name="b")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     with pytest.raises(PickleRefused):
