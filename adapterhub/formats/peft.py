@@ -17,9 +17,10 @@ from adapterhub import strictjson
 from adapterhub.adapter import Adapter, BaseClaim, Problem, Reading, SourceFile
 from adapterhub.base import TOKENIZER_FILES
 from adapterhub.errors import AdapterHubError, NotSupported, OutputError, SchemaError
-from adapterhub.formats import card
+from adapterhub.formats import card, peft_sight
 from adapterhub.formats.peft_keys import key, modules_of
 from adapterhub.formats.peft_weights import PICKLE, WEIGHTS, read_weights
+from adapterhub.formats.sight import Sight
 from adapterhub.methods import TABLE as METHODS
 from adapterhub.tensorfile import Tensor, shown, write_file
 
@@ -32,6 +33,7 @@ __all__ = [
     "looks_like_path",
     "read",
     "recognises",
+    "spelled",
     "write",
 ]
 
@@ -44,20 +46,18 @@ _FOLDER = re.compile(
 )
 
 
-def recognises(path: Path) -> bool:
-    if path.is_dir():
-        return any((path / name).is_file() for name in (CONFIG, WEIGHTS, PICKLE))
-    return path.name in (CONFIG, WEIGHTS, PICKLE)
+def recognises(sight: Sight) -> bool:
+    return peft_sight.recognises(sight)
 
 
-def read(path: Path, *, allow_pickle: bool) -> Reading:
-    directory = path if path.is_dir() else path.parent
-    config, problems = _read_config(directory)
+def read(sight: Sight, *, allow_pickle: bool) -> Reading:
+    directory = sight.directory
+    config, problems = _read_config(sight)
     method = _method_name(config)
     if not problems:
         problems += _config_problems(config, method)
-    weights, weight_problems = read_weights(directory, allow_pickle=allow_pickle)
-    problems += weight_problems
+    weights, weight_problems = read_weights(sight, allow_pickle=allow_pickle)
+    problems += weight_problems + peft_sight.problems(sight)
     labels, label_problems = _read_labels(directory)
     problems += label_problems
     adapter = None
@@ -69,12 +69,12 @@ def read(path: Path, *, allow_pickle: bool) -> Reading:
             problems += METHODS[method].implementation.problems(adapter)
     front, card_problems = card.read(directory / "README.md")
     return Reading(
-        path=directory,
+        path=directory if sight.file is None else sight.path,
         format="peft",
         method=method,
         config=config,
         adapter=adapter,
-        files=_files(directory, weights[0] if weights else None),
+        files=_files(sight, weights[0] if weights else None),
         problems=tuple(problems + card_problems),
         card=front,
     )
@@ -123,15 +123,11 @@ def _method_name(config: Mapping[str, Any]) -> str | None:
 # --- config -----------------------------------------------------------------------------------
 
 
-def _read_config(directory: Path) -> tuple[dict[str, Any], list[Problem]]:
-    path = directory / CONFIG
-    if not path.is_file():
+def _read_config(sight: Sight) -> tuple[Mapping[str, Any], list[Problem]]:
+    if not sight.has_config:
         remedy = f"put the {CONFIG} that belongs to these weights beside them"
-        return {}, [_fatal("no-config", f"{directory} has no {CONFIG}", remedy)]
-    try:
-        return strictjson.load_object(path), []
-    except AdapterHubError as error:
-        return {}, [_fatal("config", error.message, error.remedy)]
+        return {}, [_fatal("no-config", f"{sight.directory} has no {CONFIG}", remedy)]
+    return sight.config, [sight.config_problem] if sight.config_problem else []
 
 
 def _config_problems(config: Mapping[str, Any], method: str | None) -> list[Problem]:
@@ -199,17 +195,22 @@ def labels_of(model_config: Mapping[str, Any]) -> tuple[str, ...]:
     return labels
 
 
-def _files(directory: Path, weights: SourceFile | None) -> tuple[SourceFile, ...]:
+def _files(sight: Sight, weights: SourceFile | None) -> tuple[SourceFile, ...]:
     files = [weights] if weights else []
-    if (directory / CONFIG).is_file():
-        files.append(SourceFile(CONFIG, directory / CONFIG, "config"))
+    if sight.has_config:
+        files.append(SourceFile(CONFIG, sight.config_path, "config"))
     for name in TOKENIZER_FILES:
-        if (directory / name).is_file():
-            files.append(SourceFile(name, directory / name, "tokenizer"))
+        if sight.has(name):
+            files.append(SourceFile(name, sight.directory / name, "tokenizer"))
     return tuple(files)
 
 
 # --- writing ----------------------------------------------------------------------------------
+
+
+def spelled(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors under PEFT's names. Raises NotSupported."""
+    return {key(adapter, module, role): t for module, role, t in adapter.tensors()}
 
 
 def write(adapter: Adapter, directory: Path) -> None:
@@ -222,7 +223,7 @@ def write(adapter: Adapter, directory: Path) -> None:
         "task_type": adapter.task,
     }
     changed = {field: value for field, value in said.items() if _differs(adapter, field, value)}
-    tensors = {key(adapter, module, role): t for module, role, t in adapter.tensors()}
+    tensors = spelled(adapter)
     write_file(directory / WEIGHTS, dict(sorted(tensors.items())), METADATA)
     # Keys are not sorted: the first pattern of rank_pattern that matches wins.
     text = json.dumps({**adapter.config, **changed}, indent=2, ensure_ascii=False)
