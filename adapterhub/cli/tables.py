@@ -28,16 +28,15 @@ def methods(as_json: bool) -> None:
 @click.command()
 @json_option
 def formats(as_json: bool) -> None:
-    """The formats that this version reads and writes."""
+    """The formats that this version knows: those it reads and writes, and those it names."""
     from adapterhub import api
 
     rows = api.formats()
     if as_json:
-        output.print_json([asdict(row) for row in rows])
+        output.print_json([{**asdict(row), "does": row.does} for row in rows])
         return
-    output.print_table(
-        ("format", "title", "files"), [(row.name, row.title, row.files) for row in rows]
-    )
+    columns = ("format", "title", "files", "this version")
+    output.print_table(columns, [(row.name, row.title, row.files, row.does) for row in rows])
 
 
 COMMANDS = (methods, formats)

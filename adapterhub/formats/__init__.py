@@ -170,7 +170,7 @@ def read(path: Path, *, allow_pickle: bool = False) -> Reading:
 def _unknown(sight: Sight) -> Reading:
     text = f"{sight.path} is not an adapter of a known format; seen: {sight.described()}"
     remedy = "point at a directory that holds adapter_config.json"
-    contents = [c for c in sight.contents if c.kind and (c.shapes or c.problem)]
+    contents = [c for c in sight.contents if c.kind or c.problem]
     is_model = not sight.has_config and sight.has("config.json")
     if is_model or not (contents or sight.has_config):
         raise UnknownFormat(text, remedy=remedy)

@@ -22,7 +22,7 @@ def recognises(sight: Sight) -> bool:
     own = [sight.content(name) for name in WEIGHTS if name in sight.weights]
     if own:
         return not any(content.shapes or content.others for content in own)
-    return sight.config_problem is not None and not sight.weights
+    return sight.config_problem is not None and sight.file is None and not sight.weights
 
 
 def _is_peft(content: Content) -> bool:

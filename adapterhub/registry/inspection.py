@@ -17,6 +17,7 @@ from adapterhub.errors import (
     InvalidTensorFile,
     NotSupported,
     PickleRefused,
+    UnknownFormat,
 )
 from adapterhub.methods import TABLE as METHODS
 from adapterhub.methods import Ranks, method
@@ -104,6 +105,8 @@ def require(reading: Reading, *, values: bool = True) -> Adapter:
 
 
 _ERRORS: Mapping[str, type[AdapterHubError]] = {
+    "format": NotSupported,
+    "unknown-format": UnknownFormat,
     "method": NotSupported,
     "pickle-refused": PickleRefused,
     "invalid-tensor-file": InvalidTensorFile,
