@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from adapterhub.adapter import Reading
-from adapterhub.formats import named
+from adapterhub.formats import litgpt, named
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import Sight
 
@@ -19,7 +19,9 @@ _FACTOR = re.compile(r"(?!base_model\.)(?!.*\.loras?\.([^.]+\.)?lora_[AB]$).+\.l
 
 
 def recognises(sight: Sight) -> bool:
-    return not sight.has_config and sight.find(_is_weights) is not None
+    if sight.has_config or litgpt.recognises(sight):
+        return False
+    return sight.find(_is_weights) is not None
 
 
 def _is_weights(content: Content) -> bool:
