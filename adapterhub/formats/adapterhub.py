@@ -3,9 +3,8 @@
     pytorch_adapter.bin | adapter.safetensors, and for a head that was trained with it
     head_config.json + pytorch_model_head.bin | model_head.safetensors
 
-An adapter's `config` is that of the file, with `head_config` where there is a head; LoRA and (IA)³
-also get the fields that their mathematics needs, under PEFT's names. How tensors are called:
-`adapterhub_keys`. Source: adapters/loading.py, configuration/adapter_config.py (1.0 to 1.2).
+What becomes of the config: `adapterhub_config`; how tensors are called: `adapterhub_keys`. Source:
+adapters/loading.py, configuration/adapter_config.py (1.0 to 1.2).
 """
 
 from __future__ import annotations
@@ -15,12 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.adapter import REPLACE, Adapter, Problem, Reading
+from adapterhub.adapter import REPLACE, Adapter, Outline, Problem, Reading
 from adapterhub.errors import NotSupported
 from adapterhub.formats import adapterhub_config as configs
-from adapterhub.formats import card, named
-from adapterhub.formats.adapterhub_config import HEAD
-from adapterhub.formats.adapterhub_files import CONFIG, Part, Parts, head_config, parts
+from adapterhub.formats import card
+from adapterhub.formats.adapterhub_files import (
+    HEAD_CONFIG,
+    HEAD_WEIGHTS,
+    WEIGHTS,
+    Part,
+    Parts,
+    head_config,
+    parts,
+)
 from adapterhub.formats.adapterhub_keys import Keys, is_key, modules_of, outside
 from adapterhub.formats.checking import (
     base_problems,
@@ -29,10 +35,12 @@ from adapterhub.formats.checking import (
     write_whole,
 )
 from adapterhub.formats.contents import Content
-from adapterhub.formats.sight import Sight
+from adapterhub.formats.sight import CONFIG, Sight
 from adapterhub.tensorfile import Tensor, write_file
 
 FORMAT = "adapterhub"
+# Methods that have other tensors here than in PEFT, under the same name.
+_OTHER_TENSORS = ("prefix_tuning", "prompt_tuning", "vera")
 
 
 def recognises(sight: Sight) -> bool:
@@ -46,14 +54,12 @@ def _is_weights(content: Content) -> bool:
 def read(sight: Sight, *, allow_pickle: bool) -> Reading:
     found = parts(sight, _is_weights, allow_pickle)
     head, head_problems = head_config(sight)
-    config: dict[str, Any] = dict(sight.config)
     problems = _config_problems(sight) + head_problems + list(found.problems)
-    if head is not None:
-        problems += _head_problems(config, head, found)
-        config[HEAD] = head
+    config = configs.canonical(sight.config, head)
     adapter = None
-    if configs.is_config(config):
-        problems += configs.problems(config)
+    if configs.is_config(sight.config):
+        problems += configs.problems(sight.config)
+        problems += _head_problems(sight.config, head, found)
         if found.weights is not None:
             adapter, more = _adapter(config, found.weights, found.head)
             problems += more
@@ -61,15 +67,23 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
     return Reading(
         path=sight.path if sight.file else sight.directory,
         format=FORMAT,
-        method=adapter.method if adapter else configs.method(config, ()),
-        config=adapter.config if adapter else configs.canonical(config),
+        method=adapter.method if adapter else configs.method(config, found.names),
+        config=config,
         adapter=adapter,
         files=found.files,
         problems=(*problems, *card_problems),
         card=front,
         tensors=found.tensors,
-        outline=named.outline(found.contents, ((r"\.loras\.[^.]+\.lora_A", 0),)),
+        outline=_outline(config, found),
     )
+
+
+def _outline(config: Mapping[str, Any], found: Parts) -> Outline:
+    """What shows without consent to read a pickle."""
+    keys = Keys(configs.name(config), configs.scales(config))
+    places = [keys.place(name) for name in found.names]
+    modules = dict.fromkeys(place[0] for place in places if place is not None)
+    return Outline(targets=tuple(modules), base=configs.base(config))
 
 
 def _config_problems(sight: Sight) -> list[Problem]:
@@ -83,17 +97,16 @@ def _config_problems(sight: Sight) -> list[Problem]:
 
 
 def _head_problems(
-    config: Mapping[str, Any], head: Mapping[str, Any], found: Parts
+    config: Mapping[str, Any], head: Mapping[str, Any] | None, found: Parts
 ) -> list[Problem]:
+    if head is None:
+        return []
     problems = []
-    if HEAD in config:
-        text = f"{CONFIG} has a field {HEAD}, which is where the config of the head is kept"
-        problems.append(Problem("config", text, "rename the field", fatal=True))
-    if found.head is None and found.weights is not None:
+    if not found.has_head:
         text = "head_config.json has no weights beside it"
         problems.append(Problem("no-weights", text, "copy them, or remove it", fatal=True))
     if (name := head.get("name")) is not None and name != config.get("name"):
-        text = f"the head is called {name!a}, the adapter {config.get('name')!a}"
+        text = f"the head is called {str(name)[:80]!a}, the adapter {config['name'][:80]!a}"
         problems.append(Problem("config", text, "save both again under one name", fatal=True))
     return problems
 
@@ -101,12 +114,12 @@ def _head_problems(
 def _adapter(
     config: Mapping[str, Any], weights: Part, head: Part | None
 ) -> tuple[Adapter, list[Problem]]:
-    keys = Keys(str(config["name"]), configs.scales(config))
+    keys = Keys(configs.name(config), configs.scales(config))
     modules, unknown = modules_of(keys, weights.tensors, head.tensors if head else {})
     adapter = Adapter(
         method=configs.method(config, weights.tensors),
         format=FORMAT,
-        config=configs.canonical(config),
+        config=config,
         modules=modules,
         base=configs.base(config),
         task=configs.task(config),
@@ -114,7 +127,7 @@ def _adapter(
     )
     problems = [
         *unknown_keys(unknown, "AdapterHub"),
-        *method_problems(adapter),
+        *method_problems(adapter, own_tensors=adapter.method in _OTHER_TENSORS),
         *base_problems(adapter.base),
     ]
     return adapter, problems
@@ -130,10 +143,9 @@ def spelled(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def _spelled(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    config = configs.as_written(adapter.config)
-    if adapter.format != FORMAT or not configs.is_config(config):
+    if adapter.format != FORMAT or not configs.is_config(configs.as_written(adapter.config)[0]):
         raise NotSupported("only adapters that came from AdapterHub are written as such")
-    keys = Keys(str(config["name"]), configs.scales(config))
+    keys = Keys(configs.name(adapter.config), configs.scales(adapter.config))
     weights, head = {}, {}
     for module, role, tensor in adapter.tensors():
         if role.startswith(REPLACE):
@@ -146,16 +158,15 @@ def _spelled(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def write(adapter: Adapter, directory: Path) -> None:
     """adapter.safetensors and its config, and those of the head. Raises NotSupported."""
     weights, head = _spelled(adapter)
-    config = configs.as_written(adapter.config)
-    head_config = adapter.config.get(HEAD)
-    if bool(head) != (head_config is not None):
+    config, its_config = configs.as_written(adapter.config)
+    if bool(head) != (its_config is not None):
         raise NotSupported("AdapterHub wants a head's weights and its config, and one is missing")
-    configs.refuse_changes(adapter, config)
-    write_file(directory / "adapter.safetensors", dict(sorted(weights.items())))
+    configs.refuse_changes(adapter)
+    write_file(directory / WEIGHTS[0], dict(sorted(weights.items())))
     write_whole(directory / CONFIG, _json(config))
-    if head_config is not None:
-        write_file(directory / "model_head.safetensors", dict(sorted(head.items())))
-        write_whole(directory / "head_config.json", _json(head_config))
+    if its_config is not None:
+        write_file(directory / HEAD_WEIGHTS[0], dict(sorted(head.items())))
+        write_whole(directory / HEAD_CONFIG, _json(its_config))
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

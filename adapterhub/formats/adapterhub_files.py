@@ -12,7 +12,7 @@ from adapterhub.adapter import Problem, SafeForm, SourceFile
 from adapterhub.errors import AdapterHubError
 from adapterhub.formats import pickles
 from adapterhub.formats.contents import Content
-from adapterhub.formats.sight import CONFIG, Sight
+from adapterhub.formats.sight import Sight
 from adapterhub.tensorfile import Tensor, read_header
 
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
@@ -43,6 +43,16 @@ class Parts:
     files: tuple[SourceFile, ...]
     problems: tuple[Problem, ...]
     contents: tuple[Content, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the adapter's own tensors, as far as they show without consent."""
+        return tuple(name for content in self.contents for name in content.shapes)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a file of its weights, sound or not."""
+        return any(file.name in HEAD_WEIGHTS for file in self.files)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -126,6 +136,3 @@ def head_config(sight: Sight) -> tuple[Mapping[str, Any] | None, list[Problem]]:
         return strictjson.load_object(sight.directory / HEAD_CONFIG), []
     except AdapterHubError as error:
         return None, [Problem("config", error.message, error.remedy, fatal=True)]
-
-
-__all__ = ["CONFIG", "HEAD_CONFIG", "Part", "Parts", "head_config", "parts"]

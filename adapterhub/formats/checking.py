@@ -12,14 +12,17 @@ from adapterhub.methods import TABLE as METHODS
 from adapterhub.tensorfile import shown
 
 
-def method_problems(adapter: Adapter) -> list[Problem]:
-    """What the method's own file finds; fatal where this version does not know the method."""
+def method_problems(adapter: Adapter, *, own_tensors: bool = False) -> list[Problem]:
+    """What the method's own file finds; fatal where this version does not know the method.
+
+    `own_tensors`: the format has others than those that the method's file knows.
+    """
     row = METHODS.get(adapter.method)
     if row is None:
         text = f"the method {adapter.method} is not supported by this version"
         known = f"supported methods: {', '.join(sorted(METHODS))}"
         return [Problem("method", text, known, fatal=True)]
-    return row.implementation.problems(adapter)
+    return [] if own_tensors else row.implementation.problems(adapter)
 
 
 def base_problems(base: BaseClaim) -> list[Problem]:

@@ -54,7 +54,7 @@ def as_stored(
 
 
 def _safe_form(file: SourceFile, adapter: Adapter) -> SafeForm | None:
-    if file.kind == "weights" and file.name == peft.PICKLE and adapter.format == "peft":
+    if file.safe is None and file.name == peft.PICKLE and adapter.format == "peft":
         return SafeForm(peft.WEIGHTS, peft.spelled(adapter))
     return file.safe
 

@@ -96,13 +96,12 @@ def test_metadata_counts_only_with_its_names(tmp_path: Path) -> None:
     said = {"ss_network_module": "networks.lora", "ss_sd_model_name": "sd15.safetensors"}
     other = making.safetensors(tmp_path / "a.safetensors", {"encoder.weight": (2, 6)}, said)
     assert formats.read(other).format == "unknown"
-    loose = making.safetensors(
-        tmp_path / "b.safetensors", {"my_mod.lora_down.weight": (2, 6)}, said
-    )
+    names = {"my_mod.lora_down.weight": (2, 6)}
+    loose = making.safetensors(tmp_path / "b.safetensors", names, said)
     reading = formats.read(loose)
     assert reading.format == "kohya"
     assert reading.outline is not None and reading.outline.base.name == "sd15.safetensors"
-    without = making.safetensors(tmp_path / "c.safetensors", {"my_mod.lora_down.weight": (2, 6)})
+    without = making.safetensors(tmp_path / "c.safetensors", names)
     assert formats.read(without).format == "unknown"
 
 
