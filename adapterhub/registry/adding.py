@@ -91,7 +91,7 @@ def add(
     storing.refuse_links(reading, store)
     with storing.as_stored(reading, adapter, sidecar) as sources, store.writing():
         stored = [storing.put(store, source) for source in sources]
-        _check_unchanged(reading, before)
+        _check_unchanged(store, reading, before)
         manifest = manifests.build(
             adapter,
             files=stored,
@@ -200,8 +200,10 @@ def _fingerprint(path: Path) -> tuple[int, int, int] | None:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _check_unchanged(reading: Reading, before: Fingerprints) -> None:
+def _check_unchanged(store: Store, reading: Reading, before: Fingerprints) -> None:
     for file in reading.files:
+        if storing.is_blob(store, file.path):  # which never changes, and was just made young
+            continue
         if before.get(file.path.name) != _fingerprint(file.path):
             raise InvalidAdapter(
                 f"{file.path} changed while it was added",

@@ -100,6 +100,15 @@ def stored_tensors(
     return found
 
 
+def is_blob(store: Store, path: Path) -> bool:
+    """Whether it is a link of `path REF` into the store itself."""
+    return path.is_symlink() and path.resolve().is_relative_to(_blobs(store))
+
+
+def _blobs(store: Store) -> Path:
+    return store.home.resolve() / "blobs"
+
+
 def refuse_links(reading: Reading, store: Store) -> None:
     """Raises InvalidAdapter for a link that leads out of the adapter's directory.
 
@@ -108,7 +117,7 @@ def refuse_links(reading: Reading, store: Store) -> None:
     machine into the registry under the adapter's name.
     """
     directory = reading.path if reading.path.is_dir() else reading.path.parent
-    allowed = [directory.resolve(), store.home.resolve() / "blobs"]
+    allowed = [directory.resolve(), _blobs(store)]
     blobs = hubcache.blobs_of(directory.resolve())
     allowed += [blobs] if blobs is not None else []
     paths = [file.path for file in reading.files]
