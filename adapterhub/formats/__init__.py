@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from adapterhub.adapter import Adapter, Problem, Reading
 from adapterhub.errors import NotFound, NotSupported, UnknownFormat
+from adapterhub.formats import named
 from adapterhub.formats.sight import Sight
 from adapterhub.tensorfile import Tensor
 
@@ -174,7 +175,6 @@ def _unknown(sight: Sight) -> Reading:
     is_model = not sight.has_config and sight.has("config.json")
     if is_model or not (contents or sight.has_config):
         raise UnknownFormat(text, remedy=remedy)
-    damage = [content.problem for content in contents if content.problem is not None]
     return Reading(
         path=sight.directory if sight.file is None else sight.path,
         format=UNKNOWN,
@@ -182,7 +182,10 @@ def _unknown(sight: Sight) -> Reading:
         config=sight.config,
         adapter=None,
         files=sight.files(contents),
-        problems=(Problem("unknown-format", text, remedy, fatal=True), *damage),
+        problems=(
+            Problem("unknown-format", text, remedy, fatal=True),
+            *named.damage(sight, contents),
+        ),
         tensors={name: t for content in contents for name, t in content.tensors.items()},
     )
 

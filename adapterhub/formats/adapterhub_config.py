@@ -44,6 +44,12 @@ def is_config(config: Mapping[str, Any]) -> bool:
     return (ours or described) and isinstance(config.get("name"), str)
 
 
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    """Of the inner config; "?" for what is no name."""
+    value = config.get("architecture")
+    return value if value is None or isinstance(value, str) else "?"
+
+
 def _object(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -58,8 +64,8 @@ def canonical(config: Mapping[str, Any], head: Mapping[str, Any] | None) -> dict
 
 
 def _added(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
-    architecture = inner.get("architecture")
-    if length := inner.get(_LENGTHS.get(str(architecture), "")):
+    architecture = _architecture(inner)
+    if length := inner.get(_LENGTHS.get(architecture or "", "")):
         return {"num_virtual_tokens": length}
     if architecture != "lora":
         return {}
@@ -93,7 +99,7 @@ def name(config: Mapping[str, Any]) -> str:
 
 def method(config: Mapping[str, Any], names: Iterable[str]) -> str:
     """`names` are those of the tensors, for what the config does not tell."""
-    architecture = config.get("architecture")
+    architecture = _architecture(config)
     if architecture is None:
         return "compacter" if config.get("phm_layer") else "bottleneck"
     if architecture == "lora":
@@ -116,7 +122,7 @@ def _union(configs: object) -> str:
 
 def scales(config: Mapping[str, Any]) -> bool:
     """Whether its loras are (IA)³."""
-    return config.get("architecture") == "lora" and config.get("composition_mode") == "scale"
+    return _architecture(config) == "lora" and config.get("composition_mode") == "scale"
 
 
 def refuse_changes(adapter: Adapter) -> None:
@@ -157,9 +163,9 @@ def problems(config: Mapping[str, Any]) -> list[Problem]:
     if "." in config["name"] or not config["name"]:
         text = f"an adapter cannot be called {shown(config['name'])}: its tensors carry the name"
         found.append(Problem("config", text, "correct the name", fatal=True))
-    architecture = inner.get("architecture")
+    architecture = _architecture(inner)
     if architecture is not None and architecture not in _ARCHITECTURES:
-        text = f"the architecture {str(architecture)[:80]!a} is not one that this version knows"
+        text = f"the architecture {architecture[:80]!a} is not one that this version knows"
         found.append(Problem("method", text, "upgrade adapterhub", fatal=True))
     clash = sorted((_ADDED | {OUTER}) & set(inner)) + sorted({HEAD} & set(config))
     if clash:

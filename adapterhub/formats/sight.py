@@ -144,7 +144,8 @@ class Sight:
         parts = [_described(content) for content in self.contents][:3]
         if self.has_config:
             fields = ", ".join(shown(name) for name in sorted(self.config)[:6])
-            parts.insert(0, f"{_plain(self.config_path.name)} ({fields or 'no fields'})")
+            said = "cannot be read" if self.config_problem else fields or "no fields"
+            parts.insert(0, f"{_plain(self.config_path.name)} ({said})")
         if self.file is not None:
             return f"one file, {parts[0] if parts else _plain(self.file)}"
         known = {self.config_path.name, *(content.name for content in self.contents)}
