@@ -28,7 +28,7 @@ def methods(as_json: bool) -> None:
 @click.command()
 @json_option
 def formats(as_json: bool) -> None:
-    """The formats that this version knows: those it reads and writes, and those it names."""
+    """The formats that this version reads, writes, or only names."""
     from adapterhub import api
 
     rows = api.formats()

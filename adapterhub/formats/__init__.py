@@ -18,7 +18,17 @@ from adapterhub.formats import named
 from adapterhub.formats.sight import Sight
 from adapterhub.tensorfile import Tensor
 
-__all__ = ["TABLE", "UNKNOWN", "Format", "Implementation", "detect", "read", "spelled", "write"]
+__all__ = [
+    "TABLE",
+    "UNKNOWN",
+    "Format",
+    "Implementation",
+    "detect",
+    "is_candidate",
+    "read",
+    "spelled",
+    "write",
+]
 
 UNKNOWN = "unknown"
 
@@ -140,6 +150,12 @@ TABLE: Mapping[str, Format] = {
 def detect(path: Path) -> Format | None:
     """The format of a directory or file, or None. Raises OSError where nothing can be listed."""
     return _recognised(Sight.of(path))
+
+
+def is_candidate(path: Path) -> bool:
+    """Whether somebody meant this for an adapter: of a known format, or with its config's name."""
+    sight = Sight.of(path)
+    return sight.has_config or _recognised(sight) is not None
 
 
 def _recognised(sight: Sight) -> Format | None:
