@@ -304,7 +304,7 @@ def methods() -> tuple[Method, ...]:
 
 
 def formats() -> tuple[Format, ...]:
-    """The formats that this version reads and writes."""
+    """The formats that this version knows; `does` tells which it reads, and which it only names."""
     from adapterhub.formats import TABLE
 
     return tuple(TABLE.values())

@@ -49,16 +49,15 @@ def _word(flag: bool) -> str:
 @click.command()
 @json_option
 def formats(as_json: bool) -> None:
-    """The formats that this version reads and writes."""
+    """The formats that this version reads, writes, or only names."""
     from adapterhub import api
 
     rows = api.formats()
     if as_json:
-        output.print_json([asdict(row) for row in rows])
+        output.print_json([{**asdict(row), "does": row.does} for row in rows])
         return
-    output.print_table(
-        ("format", "title", "files"), [(row.name, row.title, row.files) for row in rows]
-    )
+    columns = ("format", "title", "files", "this version")
+    output.print_table(columns, [(row.name, row.title, row.files, row.does) for row in rows])
 
 
 COMMANDS = (methods, formats)

@@ -18,9 +18,11 @@ from adapterhub import schema, strictjson
 from adapterhub.adapter import Adapter, BaseClaim, Problem, Reading, SafeForm, SourceFile
 from adapterhub.base import TOKENIZER_FILES
 from adapterhub.errors import AdapterHubError, NotSupported, OutputError, SchemaError
-from adapterhub.formats import card
+from adapterhub.formats import card, peft_sight
+from adapterhub.formats.claims import quantization_of
 from adapterhub.formats.peft_keys import key, modules_of
 from adapterhub.formats.peft_weights import PICKLE, WEIGHTS, Weights, read_weights
+from adapterhub.formats.sight import Sight
 from adapterhub.methods import TABLE as METHODS
 from adapterhub.methods import Method, method_of
 from adapterhub.methods.targets import pattern_problems
@@ -35,6 +37,7 @@ __all__ = [
     "looks_like_path",
     "read",
     "recognises",
+    "spelled",
     "write",
 ]
 
@@ -52,20 +55,18 @@ TASKS = (  # peft.TaskType
 )
 
 
-def recognises(path: Path) -> bool:
-    if path.is_dir():
-        return any((path / name).is_file() for name in (CONFIG, WEIGHTS, PICKLE))
-    return path.name in (CONFIG, WEIGHTS, PICKLE)
+def recognises(sight: Sight) -> bool:
+    return peft_sight.recognises(sight)
 
 
-def read(path: Path, *, allow_pickle: bool) -> Reading:
-    directory = path if path.is_dir() else path.parent
-    config, problems = _read_config(directory)
+def read(sight: Sight, *, allow_pickle: bool) -> Reading:
+    directory = sight.directory
+    config, problems = _read_config(sight)
     row = method_of(str(config.get("peft_type")))
     if not problems:
         problems += _config_problems(config, row)
-    weights, weight_problems = read_weights(directory, allow_pickle=allow_pickle)
-    problems += weight_problems
+    weights, weight_problems = read_weights(sight, allow_pickle=allow_pickle)
+    problems += weight_problems + peft_sight.problems(sight)
     labels, label_problems = _read_labels(directory)
     problems += label_problems
     adapter = None
@@ -78,12 +79,12 @@ def read(path: Path, *, allow_pickle: bool) -> Reading:
         problems += _schema_problems(row, config)
     front, card_problems = card.read(directory / "README.md")
     return Reading(
-        path=directory,
+        path=directory if sight.file is None else sight.path,
         format="peft",
         method=row.name if row else _unknown_method(config),
         config=config,
         adapter=adapter,
-        files=_files(directory, weights, adapter),
+        files=_files(sight, weights, adapter),
         problems=tuple(problems + card_problems),
         card=front,
         tensors=weights[1] if weights else {},
@@ -100,14 +101,13 @@ def _adapter(
     modules: Mapping[str, Mapping[str, Tensor]],
     labels: tuple[str, ...],
 ) -> Adapter:
+    name = _string(config, "base_model_name_or_path")
     return Adapter(
         method=method,
         format="peft",
         config=config,
         modules=modules,
-        base=BaseClaim(
-            name=_string(config, "base_model_name_or_path"), revision=_string(config, "revision")
-        ),
+        base=BaseClaim(name, _string(config, "revision"), quantization_of(config, name)),
         task=_string(config, "task_type"),
         labels=labels,
     )
@@ -133,15 +133,11 @@ def _unknown_method(config: Mapping[str, Any]) -> str | None:
 # --- config -----------------------------------------------------------------------------------
 
 
-def _read_config(directory: Path) -> tuple[dict[str, Any], list[Problem]]:
-    path = directory / CONFIG
-    if not path.is_file():
+def _read_config(sight: Sight) -> tuple[Mapping[str, Any], list[Problem]]:
+    if not sight.has_config:
         remedy = f"put the {CONFIG} that belongs to these weights beside them"
-        return {}, [_fatal("no-config", f"{directory} has no {CONFIG}", remedy)]
-    try:
-        return strictjson.load_object(path), []
-    except AdapterHubError as error:
-        return {}, [_fatal("config", error.message, error.remedy)]
+        return {}, [_fatal("no-config", f"{sight.directory} has no {CONFIG}", remedy)]
+    return sight.config, [sight.config_problem] if sight.config_problem else []
 
 
 def _config_problems(config: Mapping[str, Any], row: Method | None) -> list[Problem]:
@@ -230,14 +226,14 @@ def labels_of(model_config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _files(
-    directory: Path, weights: Weights | None, adapter: Adapter | None
+    sight: Sight, weights: Weights | None, adapter: Adapter | None
 ) -> tuple[SourceFile, ...]:
     files = [_with_safe_form(weights, adapter)] if weights else []
-    if (directory / CONFIG).is_file():
-        files.append(SourceFile(CONFIG, directory / CONFIG, "config"))
+    if sight.has_config:
+        files.append(SourceFile(CONFIG, sight.config_path, "config"))
     for name in TOKENIZER_FILES:
-        if (directory / name).is_file():
-            files.append(SourceFile(name, directory / name, "tokenizer"))
+        if sight.has(name):
+            files.append(SourceFile(name, sight.directory / name, "tokenizer"))
     return tuple(files)
 
 
@@ -246,16 +242,16 @@ def _with_safe_form(weights: Weights, adapter: Adapter | None) -> SourceFile:
     source = weights[0]
     if source.name != PICKLE or adapter is None:
         return source
-    return replace(source, safe=SafeForm(WEIGHTS, _keyed(adapter)))
-
-
-def _keyed(adapter: Adapter) -> dict[str, Tensor]:
-    """Raises NotSupported where PEFT has no name for a tensor."""
-    tensors = {key(adapter, module, role): t for module, role, t in adapter.tensors()}
-    return dict(sorted(tensors.items()))
+    return replace(source, safe=SafeForm(WEIGHTS, spelled(adapter)))
 
 
 # --- writing ----------------------------------------------------------------------------------
+
+
+def spelled(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors under PEFT's names, in their order. Raises NotSupported."""
+    tensors = {key(adapter, module, role): t for module, role, t in adapter.tensors()}
+    return dict(sorted(tensors.items()))
 
 
 def write(adapter: Adapter, directory: Path) -> None:
@@ -272,7 +268,7 @@ def write(adapter: Adapter, directory: Path) -> None:
         "task_type": adapter.task,
     }
     changed = {field: value for field, value in said.items() if _differs(adapter, field, value)}
-    write_file(directory / WEIGHTS, _keyed(adapter), METADATA)
+    write_file(directory / WEIGHTS, spelled(adapter), METADATA)
     # Keys are not sorted: the first pattern of rank_pattern that matches wins.
     text = json.dumps({**adapter.config, **changed}, indent=2, ensure_ascii=False)
     _write_text(directory / CONFIG, text + "\n")

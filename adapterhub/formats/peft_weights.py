@@ -7,8 +7,9 @@ from pathlib import Path
 
 from adapterhub.adapter import Problem, SourceFile
 from adapterhub.errors import AdapterHubError, PickleRefused
-from adapterhub.formats import pickles
+from adapterhub.formats import peft_sight, pickles
 from adapterhub.formats.roots import digests_of, tensors_root
+from adapterhub.formats.sight import Sight
 from adapterhub.tensorfile import Tensor, read_header, shown
 
 WEIGHTS = "adapter_model.safetensors"
@@ -19,7 +20,10 @@ _OVERHEAD_BYTES = 64 * 1024 * 1024
 Weights = tuple[SourceFile, Mapping[str, Tensor]]
 
 
-def read_weights(directory: Path, *, allow_pickle: bool) -> tuple[Weights | None, list[Problem]]:
+def read_weights(sight: Sight, *, allow_pickle: bool) -> tuple[Weights | None, list[Problem]]:
+    directory = sight.directory
+    if sight.file is not None:
+        return None, peft_sight.alone(sight)
     safe, pickle = directory / WEIGHTS, directory / PICKLE
     if not safe.is_file() and not pickle.is_file():
         text = f"{directory} has no {WEIGHTS}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.errors import AdapterHubError, InvalidTensorFile
+from adapterhub.errors import AdapterHubError, InvalidTensorFile, PickleRefused
 from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, name_problem, shown
 
 if TYPE_CHECKING:
@@ -132,3 +132,13 @@ def _tensor(path: Path, name: str, tensor: torch.Tensor) -> Tensor:
         return ArrayTensor(plain.numpy())
     except (TypeError, AdapterHubError):
         raise refused(f"has the dtype {plain.dtype}, which safetensors lacks") from None
+
+
+def with_consent(path: Path, allow_pickle: bool) -> Mapping[str, Tensor]:
+    """As `load`. Raises PickleRefused without consent."""
+    if not allow_pickle:
+        raise PickleRefused(
+            f"{path.name} is a pickle, which can run code when it is read",
+            remedy="--allow-pickle reads its tensors and nothing else",
+        )
+    return load(path)

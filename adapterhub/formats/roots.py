@@ -11,12 +11,17 @@ from adapterhub.tensorfile import FileTensor, Tensor, tensor_digests
 
 
 def adapter_root(adapter: Adapter) -> str:
-    """What a manifest calls `adapter_root`: weights_root over the tensors as PEFT names them.
+    """What a manifest calls `adapter_root`: weights_root over the tensors as its format names them.
 
-    Raises NotSupported where PEFT has no name for a tensor, and what reading raises.
+    An adapter that came from no file, or of a format that is not written, goes by PEFT's names.
+    Raises NotSupported where the format has no name for a tensor, and what reading raises.
     """
-    tensors = {key(adapter, module, role): t for module, role, t in adapter.tensors()}
-    return tensors_root(tensors)
+    from adapterhub import formats
+
+    row = formats.TABLE.get(adapter.format)
+    if row is not None and row.writes:
+        return tensors_root(formats.spelled(adapter))
+    return tensors_root({key(adapter, m, role): t for m, role, t in adapter.tensors()})
 
 
 def tensors_root(tensors: Mapping[str, Tensor]) -> str:

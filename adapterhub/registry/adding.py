@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterhub import digest, schema, strictjson
-from adapterhub.adapter import REPLACE, Adapter, Reading, SourceFile
+from adapterhub.adapter import REPLACE, Adapter, Reading
 from adapterhub.base import Base
 from adapterhub.errors import AdapterHubError, InvalidAdapter, InvalidOption, NotFound
-from adapterhub.formats import peft
-from adapterhub.registry import checkout, fit, manifests
+from adapterhub.formats.roots import tensors_root
+from adapterhub.registry import checkout, fit, manifests, storing
 from adapterhub.registry.inspection import require
-from adapterhub.registry.manifests import BaseRecord, StoredFile
+from adapterhub.registry.manifests import BaseRecord
 from adapterhub.store import Store
-from adapterhub.tensorfile import Header, read_header, tensor_digests, write_file
 
 BASE_PROBLEMS = ("no-base", "local-base", "unpinned-base")
 README = "readme"
@@ -91,15 +88,14 @@ def add(
     sidecar = _sidecar(reading)
     labels = _labels(request, sidecar, adapter)
     record = _base_record(adapter, at_hand, sidecar)
-    with _as_safetensors(reading, adapter, sidecar) as (sources, converted), store.writing():
-        stored = [_put(store, source, converted) for source in sources]
-        _check_unchanged(reading, before)
-        header = _stored_weights(store, stored)
+    storing.refuse_links(reading, store)
+    with storing.as_stored(reading, sidecar) as sources, store.writing():
+        stored = [storing.put(store, source) for source in sources]
+        _check_unchanged(store, reading, before)
         manifest = manifests.build(
             adapter,
             files=stored,
-            header=header,
-            digests=tensor_digests(header.tensors),
+            root=tensors_root(storing.stored_tensors(store, sources, stored)),
             labels=labels,
             base=record,
             lineage=sidecar.get("lineage"),
@@ -173,7 +169,8 @@ def _base_record(
 
 def _sidecar(reading: Reading) -> Mapping[str, Any]:
     """The manifest that an exported adapter carries, if it is about these very files."""
-    path = reading.path / checkout.MANIFEST
+    directory = reading.path if reading.path.is_dir() else reading.path.parent
+    path = directory / checkout.MANIFEST
     if not path.is_file():
         return {}
     try:
@@ -203,47 +200,12 @@ def _fingerprint(path: Path) -> tuple[int, int, int] | None:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _check_unchanged(reading: Reading, before: Fingerprints) -> None:
+def _check_unchanged(store: Store, reading: Reading, before: Fingerprints) -> None:
     for file in reading.files:
+        if storing.is_blob(store, file.path):  # which never changes, and was just made young
+            continue
         if before.get(file.path.name) != _fingerprint(file.path):
             raise InvalidAdapter(
                 f"{file.path} changed while it was added",
                 remedy="wait until its writer is done, and add it again",
             )
-
-
-def _stored_weights(store: Store, stored: Sequence[StoredFile]) -> Header:
-    """Of the blob, not of the source: that one may change while it is being added."""
-    weights = next(file for file in stored if file.path == peft.WEIGHTS)
-    return read_header(store.blob_path(weights.sha256))
-
-
-def _put(store: Store, source: SourceFile, converted: Mapping[str, Any] | None) -> StoredFile:
-    found, size = store.put_blob_file(source.path)
-    return StoredFile(source.name, size, found, converted if source.kind == "weights" else None)
-
-
-@contextmanager
-def _as_safetensors(
-    reading: Reading, adapter: Adapter, sidecar: Mapping[str, Any]
-) -> Iterator[tuple[Sequence[SourceFile], Mapping[str, Any] | None]]:
-    """The files to store, and the pickle that the weights come from.
-
-    A pickle is replaced by a safetensors file made from its tensors.
-    """
-    weights = next(file for file in reading.files if file.kind == "weights")
-    if weights.name == peft.WEIGHTS:
-        said = {e["path"]: e.get("converted_from") for e in sidecar.get("files", ())}
-        yield reading.files, said.get(peft.WEIGHTS)
-        return
-    with tempfile.TemporaryDirectory(prefix="adapterhub-") as directory:
-        path = Path(directory) / peft.WEIGHTS
-        tensors = {peft.key(adapter, m, role): t for m, role, t in adapter.tensors()}
-        write_file(path, dict(sorted(tensors.items())))
-        original = {
-            "path": weights.name,
-            "size": weights.path.stat().st_size,
-            "sha256": digest.of_bytes(weights.path.read_bytes()),
-        }
-        others = [file for file in reading.files if file.kind != "weights"]
-        yield [SourceFile(peft.WEIGHTS, path, "weights"), *others], original

@@ -68,6 +68,14 @@ def repository(path: PurePath) -> str | None:
     return parts[0].removeprefix("models--").replace("--", "/", 1)
 
 
+def blobs_of(path: Path) -> Path | None:
+    """Where the files of a snapshot lie, for a directory in it; None for another directory."""
+    for place in (path, *path.parents):
+        if place.parent.name == "snapshots" and "--" in place.parent.parent.name:
+            return place.parent.parent / "blobs"
+    return None
+
+
 def directory(repository: str) -> Path:
     """As `cached`. Raises NotFound with the line that downloads it."""
     found = cached(repository)

@@ -17,6 +17,7 @@ from adapterhub.errors import (
     InvalidTensorFile,
     NotSupported,
     PickleRefused,
+    UnknownFormat,
 )
 from adapterhub.formats.claims import quantization_of
 from adapterhub.methods import TABLE as METHODS
@@ -132,6 +133,7 @@ def require(reading: Reading, *, values: bool = True) -> Adapter:
 
 _ERRORS: Mapping[str, type[AdapterHubError]] = {
     "format": NotSupported,
+    "unknown-format": UnknownFormat,
     "method": NotSupported,
     "pickle-refused": PickleRefused,
     "invalid-tensor-file": InvalidTensorFile,

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub import digest, schema
+from adapterhub import schema
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.formats.peft import looks_like_path
 from adapterhub.methods import method
 from adapterhub.registry.bases import short_name
 from adapterhub.registry.inspection import rank_summary, saved, targets
-from adapterhub.tensorfile import Header
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,12 @@ def build(
     adapter: Adapter,
     *,
     files: Sequence[StoredFile],
-    header: Header,
-    digests: Mapping[str, bytes],
+    root: str,
     labels: Sequence[str],
     base: BaseRecord,
     lineage: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest, checked; `header` and `digests` (D by name) are of the stored weights."""
+    """The manifest, checked; `root` is the weights_root of the stored tensors, by their names."""
     alpha = adapter.config.get("lora_alpha")
     manifest = {
         "schema": 1,
@@ -83,7 +81,7 @@ def build(
         "variants": list(method(adapter.method).variants(adapter.config)),
         "rank": rank_summary(adapter),
         "alpha": alpha,
-        "targets": list(targets(adapter)),
+        "targets": [target for target in targets(adapter) if target],  # a prompt has no module
         "saved": list(saved(adapter)),
         "dtype": "+".join(adapter.dtypes),
         "parameters": adapter.parameters,
@@ -97,9 +95,7 @@ def build(
             "quantization": base.quantization,
         },
         "files": [file.entry() for file in sorted(files, key=lambda file: file.path)],
-        "adapter_root": digest.weights_root(
-            (name, t.dtype, t.shape, digests[name]) for name, t in header.tensors.items()
-        ),
+        "adapter_root": root,
         "lineage": lineage,
     }
     schema.check(manifest, "manifest", what="manifest")

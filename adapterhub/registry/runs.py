@@ -56,7 +56,7 @@ def find(root: Path) -> Iterator[Path]:
             below[:] = []
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
-        if formats.detect(path) is not None:
+        if formats.is_candidate(path):
             yield path
     yield from (Path(error.filename) for error in closed if error.filename)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapterhub import formats
-from adapterhub.adapter import Reading
-from adapterhub.errors import AdapterHubError
+from adapterhub.errors import AdapterHubError, NotSupported
 from adapterhub.methods import TABLE as METHODS
 from adapterhub.registry import inspection
 
@@ -93,33 +91,76 @@ def test_odd_ones_raise_nothing_but_named_errors(corpus: Path) -> None:
         "unknown-peft-type-finegates": 'peft_type "FINEGATES" is not supported',
         "weights-without-config": "has no adapter_config.json",
         "minimal-config-only": "has no adapter_model.safetensors",
-        "not-an-adapter-lerobot": "names no peft_type",
+        "not-an-adapter-lerobot": "is not an adapter of a known format",
     }.items():
         assert said in refused[slug]
 
 
-def _read_config(config: Path, directory: Path) -> Reading:
-    shutil.copy(config, directory / "adapter_config.json")
-    return formats.read(directory)
+def _format_of(entry: dict[str, Any]) -> str:
+    """Our name for what the index calls the format."""
+    said = entry["format"]
+    if said.startswith("peft"):
+        return "peft"
+    names = {"adapterhub": "adapterhub", "mlx": "mlx", "kohya/lycoris": "lycoris"}
+    names |= {"t-few": "tfew", "npy": "t5x_prompt", "diffusers": "diffusers"}
+    return next(name for start, name in names.items() if said.startswith(start))
 
 
-def test_every_config_gives_a_reading(corpus: Path, tmp_path: Path) -> None:
+def test_formats_are_told_apart(corpus: Path) -> None:
+    wrong = {}
+    for entry in _index(corpus / "adapters"):
+        path = corpus / "adapters" / entry["slug"]
+        row, reading = formats.detect(path), formats.read(path)
+        if row is None or not row.name == reading.format == _format_of(entry):
+            wrong[entry["slug"]] = reading.format
+        if reading.format not in ("peft", "tfew") and "method" in entry:
+            assert reading.outline is not None
+            ranks = set(reading.outline.ranks.values())
+            assert not ranks or ranks == {entry["rank"]}, entry["slug"]
+    assert wrong == {}
+
+
+def test_a_format_that_is_not_read_is_refused_by_name(corpus: Path) -> None:
+    for entry in _index(corpus / "adapters"):
+        if formats.TABLE[_format_of(entry)].reads:
+            continue
+        with pytest.raises(NotSupported, match="recognised and not read by this version"):
+            inspection.require(formats.read(corpus / "adapters" / entry["slug"]))
+
+
+def test_metadata_is_not_believed_against_the_names(corpus: Path) -> None:
+    """It says Stable Diffusion 1.5, and its tensors are those of Flux in diffusers' names."""
+    reading = formats.read(corpus / "odd" / "flux-no-config")
+    assert (reading.format, reading.method) == ("diffusers", "lora")
+    assert reading.outline is not None
+    assert set(reading.outline.ranks.values()) == {16}
+    assert reading.outline.base.name is None
+    assert "(lora_A)" in reading.problems[0].message
+
+
+def test_every_config_is_read_by_itself(corpus: Path) -> None:
+    """A bare config of any name: its format, its method, and that it has no weights."""
     entries = _index(corpus / "configs")
     assert len(entries) >= 300
     known = {row.peft_type: row.name for row in METHODS.values() if row.peft_type}
     unsound = []
     for entry in entries:
-        reading = _read_config(corpus / "configs" / entry["file"], tmp_path)
+        reading = formats.read(corpus / "configs" / entry["file"])
         codes = [problem.code for problem in reading.problems]
-        assert "no-weights" in codes, entry["file"]
         unsound += [entry["file"]] if "config" in codes else []
-        expected = entry["peft_type"]
-        assert ("no-method" in codes) == (expected is None), entry["file"]
-        assert ("method" in codes) == (expected is not None and expected not in known)
+        said = entry["format"].replace("custom", formats.UNKNOWN)
+        assert reading.format == said, entry["file"]
+        assert reading.adapter is None and reading.fatal, entry["file"]
+        assert ("no-weights" in codes) == (said in ("peft", "adapterhub")), entry["file"]
+        assert ("unknown-format" in codes) == (said == formats.UNKNOWN), entry["file"]
         assert "pattern" not in codes, entry["file"]
+        if said != "peft":
+            continue
+        expected = entry["peft_type"]
+        assert reading.method == known.get(expected, expected.lower()), entry["file"]
+        assert ("method" in codes) == (expected not in known), entry["file"]
         if expected in known:
-            assert reading.method == known[expected]
-            assert reading.config.get("r") == entry["r"]
+            assert reading.config.get("r") == entry["r"], entry["file"]
             assert ("local-base" in codes) >= bool(entry["base_local_path"]), entry["file"]
     assert unsound == UNSOUND
 

@@ -353,7 +353,7 @@ def test_what_is_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(UnknownFormat) as caught:
         formats.read(tmp_path)
     assert "'f7\\x1b' and 2 more" in caught.value.message
-    with pytest.raises(UnknownFormat, match="seen: one file, f0"):
+    with pytest.raises(UnknownFormat, match="seen: one file, 'f0"):
         formats.read(tmp_path / "f0\x1b")
 
 

@@ -174,9 +174,9 @@ def test_methods_and_formats_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotSupported, match="PEFT has no spelling for the method 'mam'") as refused:
         formats.write(Adapter("mam", "adapters", {}, {}), tmp_path, to="peft")
     assert refused.value.remedy == "write it in the format that it came in"
-    with pytest.raises(UnknownFormat, match="no format is called 'kohya'") as caught:
-        formats.write(make(ALL_ROLES), tmp_path, to="kohya")
-    assert caught.value.remedy == "formats: peft"
+    with pytest.raises(UnknownFormat, match="no format is called 'nonsense'") as caught:
+        formats.write(make(ALL_ROLES), tmp_path, to="nonsense")
+    assert caught.value.remedy == f"formats: {', '.join(sorted(formats.TABLE))}"
 
 
 def test_a_full_disk_leaves_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ HEADERS: list[tuple[str, bytes | dict[str, Any], bytes, str, int | bytes]] = [
     ("key twice", b'{"__metadata__":{"k":"1","k":"2"}}', b"", "the key 'k' stands twice", 9),
     ("dtype twice", b'{"a":{"dtype":"U8","dtype":"I8"}}', b"", "'dtype' stands twice", 9),
     ("metadata number", {"__metadata__": {"k": 1}}, b"", '"k" is a int, expected a string', 9),
-    ("metadata null", {"__metadata__": None}, b"", "not a flat map of strings to strings", 9),
+    ("metadata list", {"__metadata__": []}, b"", "not a flat map of strings to strings", 9),
     ("metadata nested", {"__metadata__": {"k": {}}}, b"", "not a flat map of strings", 9),
     ("metadata surrogate", b'{"__metadata__":{"k":"\\ud800"}}', b"", "lone surrogate", 9),
     ("NaN", b'{"__metadata__":{"k":NaN}}', b"", "NaN is not a whole number", 9),

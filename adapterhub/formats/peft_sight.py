@@ -1,0 +1,51 @@
+"""PEFT as it shows from outside: by which files it is recognised, and what is odd about them."""
+
+from __future__ import annotations
+
+from adapterhub.adapter import Problem
+from adapterhub.formats import adapterhub_config, mlx
+from adapterhub.formats.contents import Content
+from adapterhub.formats.sight import CONFIG, Sight
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_PROMPT = "prompt_embeddings"
+
+
+def recognises(sight: Sight) -> bool:
+    """A config with `peft_type`; or PEFT's names of tensors; or its files, too damaged to tell."""
+    if "peft_type" in sight.config:
+        return True
+    if adapterhub_config.is_config(sight.config) or mlx.is_config(sight.config):
+        return False
+    if sight.find(_is_peft) is not None:
+        return True
+    own = [sight.content(name) for name in WEIGHTS if name in sight.weights]
+    if own:
+        return not any(content.shapes or content.others for content in own)
+    return sight.config_problem is not None and sight.file is None and not sight.weights
+
+
+def _is_peft(content: Content) -> bool:
+    names = content.shapes
+    return any(n.startswith("base_model.") or n == _PROMPT for n in names)
+
+
+def problems(sight: Sight) -> list[Problem]:
+    """MergedLinear, which PEFT wrote before 0.4 for fused layers."""
+    enabled = sight.config.get("enable_lora")
+    if not isinstance(enabled, list) or not enabled:
+        return []
+    text = "its factors are those of a MergedLinear: packed for a fused layer, as before peft 0.4"
+    return [Problem("merged-linear", text, "present-day peft cannot load it")]
+
+
+def alone(sight: Sight) -> list[Problem]:
+    """Why one file of another name is no adapter by itself."""
+    if sight.weights:
+        text = f"{sight.path} is one file, and PEFT's weights belong beside a config"
+        remedy = f"call it {WEIGHTS[0]} and put its {CONFIG} beside it"
+        damage = [p for name in sight.weights if (p := sight.content(name).problem)]
+        return [*damage, Problem("no-config", text, remedy, fatal=True)]
+    text = f"{sight.path} is a config without weights"
+    remedy = f"call it {CONFIG} and put {WEIGHTS[0]} beside it"
+    return [Problem("no-weights", text, remedy, fatal=True)]
