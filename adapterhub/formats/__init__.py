@@ -90,6 +90,12 @@ TABLE: Mapping[str, Format] = {
             file="torchtune",
         ),
         Format(
+            name="peft_merged_linear",
+            title="PEFT before 0.4, MergedLinear",
+            files="adapter_config.json with enable_lora + adapter_model.bin",
+            file="merged_linear",
+        ),
+        Format(
             name="peft",
             title="Hugging Face PEFT",
             files="adapter_config.json + adapter_model.safetensors",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from adapterhub.adapter import BaseClaim
+
 # As repositories spell it, between separators: `…-bnb-4bit`, `…-AWQ`, `…-GPTQ-Int4`, `…-fp8`.
 _NAMED = (
     (r"bnb-4bit|nf4", "bitsandbytes 4 bit"),
@@ -20,6 +22,15 @@ _NAMED = (
 )
 _PATTERNS = tuple((re.compile(rf"(?:^|[-_/.])(?:{p})(?=$|[-_/.])"), what) for p, what in _NAMED)
 _UNDONE = re.compile(r"unquanti[sz]ed|dequanti[sz]ed")
+
+
+def claim(config: Mapping[str, Any]) -> BaseClaim:
+    """What a config in PEFT's spelling says of its base."""
+    name, revision = (
+        value if isinstance(value := config.get(field), str) and value else None
+        for field in ("base_model_name_or_path", "revision")
+    )
+    return BaseClaim(name, revision, quantization_of(config, name))
 
 
 def quantization_of(config: Mapping[str, Any], base: str | None) -> str | None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import schema, strictjson
-from adapterhub.adapter import Adapter, BaseClaim, Problem, Reading, SafeForm, SourceFile
+from adapterhub.adapter import Adapter, Problem, Reading, SafeForm, SourceFile
 from adapterhub.base import TOKENIZER_FILES
 from adapterhub.errors import AdapterHubError, NotSupported, OutputError, SchemaError
 from adapterhub.formats import card, peft_sight
-from adapterhub.formats.claims import quantization_of
+from adapterhub.formats.claims import claim
 from adapterhub.formats.peft_keys import key, modules_of
 from adapterhub.formats.peft_weights import PICKLE, WEIGHTS, Weights, read_weights
 from adapterhub.formats.sight import Sight
@@ -66,7 +66,7 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
     if not problems:
         problems += _config_problems(config, row)
     weights, weight_problems = read_weights(sight, allow_pickle=allow_pickle)
-    problems += weight_problems + peft_sight.problems(sight)
+    problems += weight_problems
     labels, label_problems = _read_labels(directory)
     problems += label_problems
     adapter = None
@@ -101,13 +101,12 @@ def _adapter(
     modules: Mapping[str, Mapping[str, Tensor]],
     labels: tuple[str, ...],
 ) -> Adapter:
-    name = _string(config, "base_model_name_or_path")
     return Adapter(
         method=method,
         format="peft",
         config=config,
         modules=modules,
-        base=BaseClaim(name, _string(config, "revision"), quantization_of(config, name)),
+        base=claim(config),
         task=_string(config, "task_type"),
         labels=labels,
     )

@@ -30,15 +30,6 @@ def _is_peft(content: Content) -> bool:
     return any(n.startswith("base_model.") or n == _PROMPT for n in names)
 
 
-def problems(sight: Sight) -> list[Problem]:
-    """MergedLinear, which PEFT wrote before 0.4 for fused layers."""
-    enabled = sight.config.get("enable_lora")
-    if not isinstance(enabled, list) or not enabled:
-        return []
-    text = "its factors are those of a MergedLinear: packed for a fused layer, as before peft 0.4"
-    return [Problem("merged-linear", text, "present-day peft cannot load it")]
-
-
 def alone(sight: Sight) -> list[Problem]:
     """Why one file of another name is no adapter by itself."""
     if sight.weights:

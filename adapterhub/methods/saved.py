@@ -22,8 +22,11 @@ _SHOWN = 5
 
 
 def problems(adapter: Adapter) -> list[Problem]:
-    """Both ways: heads that are named and not there, and that are there and not named."""
-    return [*_missing(adapter), *_undeclared(adapter)]
+    """Both ways: heads that are named and not there, and that are there and not named.
+
+    Only PEFT's config names them; other formats have a file of their own for a head.
+    """
+    return [*_missing(adapter), *_undeclared(adapter)] if adapter.format == "peft" else []
 
 
 def _names(adapter: Adapter) -> Sequence[str]:

@@ -19,7 +19,7 @@ from adapterhub.errors import (
     PickleRefused,
     UnknownFormat,
 )
-from adapterhub.formats.claims import quantization_of
+from adapterhub.formats.claims import claim, quantization_named
 from adapterhub.methods import TABLE as METHODS
 from adapterhub.methods import Ranks, method
 from adapterhub.registry.modality import modality
@@ -66,8 +66,10 @@ def inspect(reading: Reading, *, source: str, labels: tuple[str, ...] = ()) -> I
     outline = reading.outline or Outline()
     known = reading.method is not None and reading.method in METHODS
     values = value_problems(adapter) if adapter else []
-    tensors = reading.tensors.values() or [t for _, _, t in adapter.tensors()] if adapter else ()
-    claim = adapter.base if adapter else _claim(config, outline)
+    tensors = tuple(reading.tensors.values())
+    if adapter is not None and not tensors:
+        tensors = tuple(tensor for _, _, tensor in adapter.tensors())
+    base = adapter.base if adapter else _claim(config, outline)
     alpha = _number(config.get("lora_alpha", config.get("alpha")))
     return Inspection(
         source=source,
@@ -85,9 +87,9 @@ def inspect(reading: Reading, *, source: str, labels: tuple[str, ...] = ()) -> I
         labels=labels or (adapter.labels if adapter else ()),
         modality=modality((), config, adapter.modules if adapter else outline.targets),
         base={
-            "name": claim.name,
-            "revision": claim.revision,
-            "quantization": claim.quantization,
+            "name": base.name,
+            "revision": base.revision,
+            "quantization": base.quantization or quantization_named(base.name),
         },
         files=tuple(file.name for file in reading.files),
         licence=reading.card.get("licence"),
@@ -104,9 +106,8 @@ def unreadable(path: Path, error: AdapterHubError) -> Inspection:
 
 
 def _claim(config: Mapping[str, Any], outline: Outline) -> BaseClaim:
-    name = _text(config.get("base_model_name_or_path")) or outline.base.name
-    revision = _text(config.get("revision")) or outline.base.revision
-    return BaseClaim(name, revision, outline.base.quantization or quantization_of(config, name))
+    found = claim(config)
+    return outline.base if found.name is None and outline.base.name else found
 
 
 def _number(value: Any) -> float | None:
@@ -155,8 +156,11 @@ def _error(reading: Reading, fatal: list[Problem]) -> AdapterHubError:
 
 
 def starred(paths: Iterable[str]) -> tuple[str, ...]:
-    """Module paths with `*` for numbers, each once, sorted: `layers.0.q`, `layers.1.q` → one."""
-    return tuple(sorted({_NUMBER.sub("*", path) for path in paths}))
+    """Module paths with `*` for numbers, each once, sorted: `layers.0.q`, `layers.1.q` → one.
+
+    What belongs to the whole model, like a prompt, has no path.
+    """
+    return tuple(sorted({_NUMBER.sub("*", path) for path in paths if path}))
 
 
 def targets(adapter: Adapter) -> tuple[str, ...]:

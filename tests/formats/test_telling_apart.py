@@ -165,8 +165,10 @@ def test_merged_linear_of_early_peft_is_named(tmp_path: Path) -> None:
     path = making.peft(tmp_path / "x")
     fields = json.loads((path / "adapter_config.json").read_text())
     making.config(path / "adapter_config.json", **fields, enable_lora=[True, False, True])
-    (problem,) = [p for p in formats.read(path).problems if p.code == "merged-linear"]
-    assert "before peft 0.4" in problem.message and not problem.fatal
+    reading = formats.read(path)
+    assert (reading.format, reading.method) == ("peft_merged_linear", "lora")
+    (problem,) = reading.fatal
+    assert problem.code == "format" and "before 0.4" in problem.message
 
 
 def test_metadata_of_null_as_mlx_wrote_it(tmp_path: Path) -> None:
