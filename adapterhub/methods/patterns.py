@@ -5,8 +5,7 @@ A key of `rank_pattern` or `alpha_pattern` is a regular expression; the first KE
 `target_modules` has to match the whole path (`match_target_against_key`).
 
 A match has a time limit, and so have all matches of one config together. A pattern that is quick
-here may still take for ever where Python's own `re` runs it, as peft does: so it is tried with that
-on texts that grow by one character, and refused as soon as one is slow.
+on the modules at hand may take for ever on others, where peft runs it: those that can are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import InvalidAdapter
+from adapterhub.methods.explosive import is_explosive
 
 if TYPE_CHECKING:
     from regex import Pattern
@@ -30,11 +30,6 @@ KEYS = "rank_pattern and alpha_pattern"
 _PLAIN = re.compile(r"[\w.\-]*", re.ASCII)
 # `{e<2}` asks the regex library for approximate matches; to Python it is plain text.
 _FUZZY = re.compile(r"\{(?!\d*(,\d*)?\})")
-# Only repeated groups, or many repeats in a row, can take time that grows without bound.
-_MAY_EXPLODE = re.compile(r"\)[*+{]|([*+{].*){3}", re.DOTALL)
-_SLOW_SECONDS = 0.01
-_PROBE_CHARS = 40
-_PROBES = 6
 
 
 class Clock:
@@ -83,7 +78,6 @@ class Patterns:
                 if not _PLAIN.fullmatch(key):
                     clock.check(key)
                     self._pattern(key)
-                    _refuse_explosive(_whole_key(key), key, modules, self._field)
         for module in modules:
             list(self._found(module))
 
@@ -120,7 +114,6 @@ class WholePattern:
         """How many of `modules` match. Raises InvalidAdapter where the pattern cannot be used."""
         with self._clock as clock:
             pattern = _compile(self.text, self.text, MAX_WHOLE_CHARS, self.field)
-            _refuse_explosive(self.text, self.text, modules, self.field)
             return sum(self._matches(pattern, module, clock) for module in modules)
 
     def _matches(self, pattern: Pattern[str], module: str, clock: Clock) -> bool:
@@ -160,35 +153,12 @@ def _compile(text: str, said: str, limit: int, field: str) -> Pattern[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             re.compile(text)
-            return regex.compile(text, flags=regex.VERSION0)
+            compiled = regex.compile(text, flags=regex.VERSION0)
     except (re.error, regex.error, RecursionError, OverflowError, MemoryError, Warning) as error:
         raise _refusal(said, str(error) or type(error).__name__, field) from None
-
-
-# --- patterns that would take for ever --------------------------------------------------------
-
-
-def _refuse_explosive(text: str, said: str, modules: Sequence[str], field: str) -> None:
-    """Raises InvalidAdapter where Python's `re` gets slow on short texts."""
-    if not _MAY_EXPLODE.search(said):
-        return
-    pattern = re.compile(text)
-    letters = dict.fromkeys(["a", "0", *re.findall(r"[a-zA-Z0-9_]", said)])
-    probes = [letter * _PROBE_CHARS for letter in list(letters)[:_PROBES]]
-    for probe in [*probes, *modules[:2], *modules[-1:]]:
-        if any(_is_slow(pattern, f"{probe[:end]}!") for end in range(1, len(probe) + 1)):
-            raise _refusal(said, "it takes too long to match", field)
-
-
-def _is_slow(pattern: re.Pattern[str], text: str) -> bool:
-    """Three times over, since a pause of the collector counts as this thread's own time."""
-    return all(_seconds(pattern, text) > _SLOW_SECONDS for _ in range(3))
-
-
-def _seconds(pattern: re.Pattern[str], text: str) -> float:
-    started = time.thread_time()
-    pattern.fullmatch(text)
-    return time.thread_time() - started
+    if is_explosive(said):
+        raise _refusal(said, "it can take too long to match: repeats within repeats", field)
+    return compiled
 
 
 def _refusal(key: str, why: str, field: str = KEYS) -> InvalidAdapter:

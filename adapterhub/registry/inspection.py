@@ -165,7 +165,7 @@ def starred(paths: Iterable[str]) -> tuple[str, ...]:
 
 def targets(adapter: Adapter) -> tuple[str, ...]:
     """Modules that the method changes, starred."""
-    return starred(m for m, role, _ in adapter.tensors() if not role.startswith(REPLACE))
+    return starred(m for m, role, _ in adapter.tensors() if m and not role.startswith(REPLACE))
 
 
 def saved(adapter: Adapter) -> tuple[str, ...]:

@@ -61,11 +61,11 @@ def test_new_refuses(run: Run, adapter: Path) -> None:
 def test_recursive_reports_what_it_took_and_refused(run: Run, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     regkit.save_adapter(runs / "good")
-    regkit.save_adapter(runs / "bad", peft_type="IA3")
+    regkit.save_adapter(runs / "bad", peft_type="DIAG")
     said = run("add", runs, "--recursive")
     assert said.code == 0
     assert [line.split()[1] for line in said.lines[1:]] == ["refused", "added"]
-    assert "IA3" in said.out
+    assert "DIAG" in said.out
     assert "1 of 2 adapters taken, 1 refused" in said.err
     rows = run("add", runs, "--recursive", "--json").json["result"]
     assert [row["status"] for row in rows] == ["refused", "unchanged"]
@@ -73,7 +73,7 @@ def test_recursive_reports_what_it_took_and_refused(run: Run, tmp_path: Path) ->
 
 
 def test_recursive_with_nothing_taken_fails(run: Run, tmp_path: Path) -> None:
-    regkit.save_adapter(tmp_path / "runs" / "bad", peft_type="IA3")
+    regkit.save_adapter(tmp_path / "runs" / "bad", peft_type="DIAG")
     assert run("add", tmp_path / "runs", "--recursive").code == 1
 
 

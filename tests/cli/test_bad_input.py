@@ -34,7 +34,7 @@ def other_rank(path: Path) -> None:
 
 
 def other_method(path: Path) -> None:
-    regkit.save_adapter(path, peft_type="IA3")
+    regkit.save_adapter(path, peft_type="DIAG")
 
 
 def lfs_pointer(path: Path) -> None:
@@ -69,7 +69,7 @@ DAMAGES: list[tuple[str, Damage, str, str, str]] = [
     ("no config", no_config, "invalid-adapter", "has no adapter_config.json", "put the"),
     ("no weights", no_weights, "invalid-adapter", "has no adapter_model.safetensors", "copy"),
     ("rank", other_rank, "invalid-adapter", "rank 16", "r"),
-    ("method", other_method, "not-supported", 'peft_type "IA3" is not supported', "LORA"),
+    ("method", other_method, "not-supported", 'peft_type "DIAG" is not supported', "methods"),
     ("lfs", lfs_pointer, "invalid-tensor-file", "Git-LFS pointer", "git lfs pull"),
     ("nan", holding(np.nan), "invalid-adapter", "lora_A holds NaN or infinity", "earlier"),
     ("inf", holding(-np.inf), "invalid-adapter", "first at [1, 2]", "earlier"),

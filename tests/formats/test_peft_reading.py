@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from adapterhub import formats
 from adapterhub.adapter import Problem, Reading
@@ -364,3 +365,78 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
         formats.read(tmp_path / ("x" * 300))
     with pytest.raises(NotFound, match="does not exist"):
         formats.read(Path("a\0b"))
+
+
+# --- what is named, beside what is fatal ------------------------------------------------------
+
+
+def test_the_tensors_are_there_as_the_file_names_them(peft_dir: Maker) -> None:
+    reading = formats.read(peft_dir())
+    assert sorted(reading.tensors) == [
+        "base_model.model.layer.0.q.lora_A.weight",
+        "base_model.model.layer.0.q.lora_B.weight",
+    ]
+    assert all(file.safe is None for file in reading.files)
+
+
+def test_a_pickle_brings_its_safe_form(peft_dir: Maker) -> None:
+    path = peft_dir(peft_type="IA3")
+    (path / "adapter_model.safetensors").unlink()
+    vector = torch.arange(4.0).reshape(4, 1)
+    torch.save({"base_model.model.q.ia3_l": vector}, path / "adapter_model.bin")
+    reading = formats.read(path, allow_pickle=True)
+    inspection.require(reading)
+    safe = reading.files[0].safe
+    assert safe is not None and safe.name == "adapter_model.safetensors"
+    assert list(safe.tensors) == list(reading.tensors) == ["base_model.model.q.ia3_l"]
+    assert safe.tensors["base_model.model.q.ia3_l"].read().tolist() == vector.tolist()
+
+
+@pytest.mark.parametrize("kind", ["LORA", "IA3"])
+def test_heads_that_are_not_declared_and_declared_ones_that_are_not_there(
+    peft_dir: Maker, kind: str
+) -> None:
+    own = {"q.ia3_l": np.ones((2, 1), np.float32)} if kind == "IA3" else PAIR
+    head = {"score.dense.weight": ONE, "score.dense.bias": ONE[0]}
+
+    def codes(tensors: dict[str, np.ndarray], name: str, **fields: Any) -> list[str]:
+        found = formats.read(peft_dir(tensors, name=name, peft_type=kind, **fields)).problems
+        return [p.code for p in found if "head" in p.code or "saved" in p.code]
+
+    assert codes({**own, **head}, "a") == ["undeclared-head"]
+    assert codes({**own, **head}, "b", modules_to_save=["score"]) == []
+    assert codes({**own, **head}, "c", task_type="SEQ_CLS") == []  # peft adds it for the task
+    assert codes(own, "d", modules_to_save=["classifier", "score"]) == ["no-saved"]
+    assert codes({**own, "norm.bias": ONE[0]}, "e", bias="all") == []
+    assert codes({**own, "embed_tokens.weight": ONE}, "f") == []
+    said = formats.read(tmp := peft_dir({**own, **head}, name="g", peft_type=kind))
+    assert problem(said, "undeclared-head").message == (
+        'the weights hold "score.dense" whole, and modules_to_save does not name it'
+    )
+    assert problem(said, "undeclared-head").remedy and tmp.is_dir()
+
+
+def test_a_task_that_peft_does_not_have(peft_dir: Maker) -> None:
+    reading = formats.read(peft_dir(task_type="SEQUENCE_CLASSIFICATION"))
+    inspection.require(reading)
+    found = problem(reading, "task-type")
+    assert found.message == 'task_type "SEQUENCE_CLASSIFICATION" is none of peft\'s'
+    assert found.remedy.startswith("correct it to one of SEQ_CLS, ")
+
+
+def test_a_type_that_peft_renamed(peft_dir: Maker) -> None:
+    block = {"q.bone_block": np.ones((2, 3), np.float32)}
+    reading = formats.read(peft_dir(block, peft_type="BONE"))
+    assert inspection.require(reading).method == "bone"
+    assert problem(reading, "renamed").message == "peft has renamed BONE, and loads it no more"
+    assert problem(reading, "renamed").remedy == "convert it to MISS with the script in peft"
+
+
+@pytest.mark.parametrize("name", ["base_model", "final_model", "model", "merged", "outputs"])
+def test_names_of_folders_are_no_ids(name: str) -> None:
+    assert looks_like_path(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased", "owner/my_model", "owner/base"])
+def test_ids_of_the_hub(name: str) -> None:
+    assert not looks_like_path(name)

@@ -73,7 +73,7 @@ def test_adapters_of_peft_in_named_subfolders(registry: Registry, tmp_path: Path
 def test_a_refused_one_among_good_ones(registry: Registry, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     regkit.save_adapter(runs / "good")
-    regkit.save_adapter(runs / "other", peft_type="IA3")
+    regkit.save_adapter(runs / "other", peft_type="DIAG")
     regkit.save_adapter(runs / "wrong", r=99)
     (runs / "empty").mkdir()
     (runs / "empty" / "adapter_config.json").write_text("{}")
@@ -84,7 +84,7 @@ def test_a_refused_one_among_good_ones(registry: Registry, tmp_path: Path) -> No
         "wrong": "refused",
         "empty": "refused",
     }
-    assert "IA3" in (taken["other"].error or "")
+    assert "DIAG" in (taken["other"].error or "")
     assert taken["other"].remedy
     assert taken["other"].version is None
     assert registry.store.names() == ("good",)
