@@ -28,7 +28,7 @@ from adapterhub._introspect.saving import _is_number, starred
 FOLDER = Path(__file__).resolve().parent.parent / "registry" / "bases"
 # What is written down for a model type: the class that most people load, for its parameters.
 TASKS = ("SEQ_2_SEQ_LM", "MASKED_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
-CLASSES = {"whisper": "WhisperForConditionalGeneration"}
+CLASSES = {"electra": "ElectraForPreTraining", "whisper": "WhisperForConditionalGeneration"}
 # Counts of layers; heads are the same whatever they are, so classes are built with one for theirs.
 DEPTHS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 FOUR_TIMES = ("gpt2", "gptj", "gpt_neo", "bloom", "falcon")  # their MLPs, if nothing is configured
@@ -120,16 +120,32 @@ def derive(base: Mapping[str, Any]) -> dict[str, Any]:
         heads, prefixes = _heads(base, names, {*held(bare)[0], *held(bare)[1]})
     rest = {path: own for path, own in heads.items() if path not in stored}
     own_names = {path: own for path, own in live.items() if stored.get(path) != own}
-    whole = all(size is not None for own in stored.values() for _, s in own.tensors for size in s)
     found: dict[str, Any] = {
         "generated_with": {"transformers": transformers.__version__},
         "class": main,
-        "parameters": sum(p.numel() for p in model.parameters()) if whole else None,
-        "facts": facts(config, unknown),
+        "parameters": _parameters(model, base, stored),
+        "facts": {**facts(config, unknown), "tied": base["config"].get("tie_word_embeddings")},
         "prefixes": sorted(prefixes),
         "modules": list(rows({**stored, **rest})),
     }
     return {**found, "live": list(rows(own_names))} if own_names else found
+
+
+def _parameters(model: Any, base: Mapping[str, Any], stored: Modules) -> int | None:
+    """None if a size, or whether two tensors are one, is unknown.
+
+    T5 ties its embeddings whatever the configuration says, and takes them apart again for a
+    checkpoint that has both: those whose configuration says so have them.
+    """
+    free = any(size is None for own in stored.values() for _, s in own.tensors for size in s)
+    if free or "tie_word_embeddings" in base.get("unknown", []):
+        return None
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if base["config"].get("tie_word_embeddings") is False:
+        last, first = model.get_output_embeddings(), model.get_input_embeddings()
+        if last is not None and last.weight is first.weight:
+            count += last.weight.numel()
+    return int(count)
 
 
 def _config(base: Mapping[str, Any], *, vary: Sequence[str] = ()) -> Any:
@@ -216,7 +232,7 @@ def facts(config: Any, unknown: Sequence[str]) -> dict[str, Any]:
         config, "new_decoder_architecture", False
     ):
         kv_heads = 1
-    inner = first("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner")
+    inner = first("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner", "hidden_dim")
     if inner is None and width and config.model_type in FOUR_TIMES:
         inner = 4 * width
     return {
@@ -228,7 +244,6 @@ def facts(config: Any, unknown: Sequence[str]) -> dict[str, Any]:
         "head_size": first("head_dim", "d_kv") or (width // heads if width and heads else None),
         "intermediate": inner,
         "vocabulary": first("vocab_size"),
-        "tied": first("tie_word_embeddings"),
     }
 
 
