@@ -14,7 +14,7 @@ from adapterhub.cli.output import json_option, note, plural, quiet_option, short
 
 if TYPE_CHECKING:
     from adapterhub.adapter import Problem
-    from adapterhub.registry import Added, Inspection, Taken
+    from adapterhub.registry import Added, Inspection, Registry, Taken
 
 
 # --- inspect ----------------------------------------------------------------------------------
@@ -25,14 +25,50 @@ if TYPE_CHECKING:
 @click.option("--allow-pickle", is_flag=True, help="Read the tensors of a .bin file too.")
 @json_option
 def inspect(adapter: str, allow_pickle: bool, as_json: bool) -> None:
-    """What is this? Method, rank, targets, base, problems."""
+    """What is this? Format, method, rank, targets, base, problems.
+
+    A directory of many adapters is listed; hub:OWNER/NAME is one in the Hugging Face cache.
+    """
     with open_registry() as registry:
+        if (root := registry.holds_many(adapter)) is not None:
+            _inspect_many(registry, root, allow_pickle, as_json)
+            return
         found = registry.inspect(adapter, allow_pickle=allow_pickle)
     if as_json:
         output.print_json(found.to_dict())
         return
     output.print_facts(_facts(found), title=found.source)
     print_problems(found.problems)
+
+
+def _inspect_many(registry: Registry, root: Path, allow_pickle: bool, as_json: bool) -> None:
+    found = []
+    with output.progress("inspecting", unit_bytes=False) as advance:
+        for one in registry.inspect_runs(root, allow_pickle=allow_pickle):
+            found.append(one)
+            advance(1)
+    if as_json:
+        output.print_json([one.to_dict() for one in found])
+        return
+    rows = [_row(one, root) for one in found]
+    columns = ("path", "format", "method", "rank", "base", "size", "problems")
+    output.print_table(columns, rows, right=("size",))
+    fatal = sum(any(p.fatal for p in one.problems) for one in found)
+    unfit = f", {fatal} that `add` refuses" if fatal else ""
+    note(f"{plural(len(found), 'adapter')}{unfit}; adapterhub inspect PATH tells more of each")
+
+
+def _row(found: Inspection, root: Path) -> tuple[Any, ...]:
+    fatal = next((p.message for p in found.problems if p.fatal), None)
+    return (
+        Path(found.source).relative_to(root),
+        found.format,
+        " + ".join((found.method or "unknown", *found.variants)),
+        rank_text(found.rank),
+        found.base["name"],
+        size(found.bytes) if found.bytes is not None else None,
+        f"✗ {fatal}" if fatal else ", ".join(p.code for p in found.problems) or "none",
+    )
 
 
 def _facts(found: Inspection) -> Mapping[str, Any]:
@@ -48,8 +84,10 @@ def _facts(found: Inspection) -> Mapping[str, Any]:
         "size": size(found.bytes) if found.bytes is not None else None,
         "task": found.task,
         "labels": found.labels,
-        "base": found.base["name"],
+        "kind of model": found.modality,
+        "base": found.base["name"] or "not named",
         "revision": found.base["revision"],
+        "trained on": found.base["quantization"],
         "licence": found.licence,
         "peft version": found.peft_version,
         "files": found.files,
@@ -57,12 +95,14 @@ def _facts(found: Inspection) -> Mapping[str, Any]:
 
 
 def rank_text(rank: Mapping[str, Any] | None) -> str | None:
-    """`8`, or `4–16 (5 modules differ)`."""
+    """`8`, `4–16 (5 modules differ)`, or `4 (the config says 16)`."""
     if rank is None:
         return None
-    if rank["min"] == rank["max"]:
-        return str(rank["min"])
-    return f"{rank['min']}–{rank['max']} ({len(rank['pattern'])} modules differ)"
+    if rank["min"] != rank["max"]:
+        return f"{rank['min']}–{rank['max']} ({len(rank['pattern'])} modules differ)"
+    declared = rank.get("declared", rank["min"])
+    said = f" (the config says {declared})" if declared not in (None, rank["min"]) else ""
+    return f"{rank['min']}{said}"
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

@@ -84,6 +84,9 @@ class Method:
     def implementation(self) -> Implementation:
         return cast(Implementation, importlib.import_module(f"{__name__}.{self.file}"))
 
+    def variants(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.implementation.variants(config)
+
 
 TABLE: Mapping[str, Method] = {
     row.name: row

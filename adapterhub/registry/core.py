@@ -15,11 +15,20 @@ from adapterhub.digest import PREFIX
 from adapterhub.errors import (
     AdapterHubError,
     AlreadyExists,
-    InvalidName,
     InvalidOption,
     NotFound,
 )
-from adapterhub.registry import adding, checkout, diffs, fit, inspection, loading, runs, verifying
+from adapterhub.registry import (
+    adding,
+    checkout,
+    diffs,
+    fit,
+    inspection,
+    loading,
+    looking,
+    runs,
+    verifying,
+)
 from adapterhub.registry.adding import Added, BaseAtHand, Request
 from adapterhub.registry.bases import Bases
 from adapterhub.registry.inspection import Inspection
@@ -75,7 +84,7 @@ class Registry:
     def load(self, text: str | Path, *, allow_pickle: bool = False) -> Loaded:
         """An ADAPTER: a ref or a path; `./` and `/` force a path, and what is both is refused.
 
-        Raises what is wrong with it.
+        `hub:owner/name` is a repository in the Hugging Face cache. Raises what is wrong with it.
         """
         path = self.as_path(text)
         if path is not None:
@@ -99,37 +108,26 @@ class Registry:
 
     def as_path(self, text: str | Path) -> Path | None:
         """The path that `text` means, or None if it means a ref. Raises InvalidName for both."""
-        if isinstance(text, Path):
-            return text
-        if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
-            return Path(text).expanduser()
-        path = Path(text)
-        if not path.exists():
-            return None
-        if self._is_ref(text):
-            raise InvalidName(
-                f"{text!r} is both a name in the registry and a path",
-                remedy=f"write ./{text} for the path, {text}:latest for the name",
-            )
-        return path
-
-    def _is_ref(self, text: str) -> bool:
-        try:
-            return self.store.exists(parse_ref(text).name)
-        except InvalidName:
-            return False
+        return looking.as_path(self.store, text)
 
     def inspect(self, text: str | Path, *, allow_pickle: bool = False) -> Inspection:
-        """What is this? Damage is reported, not raised, as long as anything can be read."""
-        path = self.as_path(text)
-        if path is not None:
-            reading = loading.read(path, allow_pickle)
-            return inspection.inspect(reading, source=str(path))
-        name, digest = self.store.resolve(str(text))
-        manifest = self.store.manifest(digest)
-        reading = formats.read(checkout.linked(self.store, digest, manifest))
-        labels = tuple(manifest["labels"])
-        return inspection.inspect(reading, source=f"{name}@{digest}", labels=labels)
+        """What is this? Damage is reported, not raised, as long as anything can be read.
+
+        A path may also be one file, a bare config, or a repository's folder in the Hub's cache.
+        """
+        return looking.inspect(self.store, text, allow_pickle=allow_pickle)
+
+    def inspect_runs(self, root: str | Path, *, allow_pickle: bool = False) -> Iterator[Inspection]:
+        """Every adapter below the directory `root`, in the order of their paths, on all cores.
+
+        What cannot be read at all has a fatal problem that says why. Raises NotFound where there
+        is no adapter.
+        """
+        return looking.inspect_runs(Path(root).expanduser(), allow_pickle=allow_pickle)
+
+    def holds_many(self, text: str | Path) -> Path | None:
+        """The directory that `text` means, if it is no adapter itself but has some below it."""
+        return looking.holds_many(self.store, text)
 
     # --- adding -------------------------------------------------------------------------------
 
@@ -192,13 +190,7 @@ class Registry:
         would get the name of the first is refused. Raises NotFound where there is no adapter.
         """
         root = Path(root).expanduser()
-        if not root.is_dir():
-            raise NotFound(f"{root} is not a directory", remedy="give a directory of runs")
-        found = list(runs.find(root))
-        if not found:
-            raise NotFound(
-                f"there is no adapter below {root}", remedy="adapters have an adapter_config.json"
-            )
+        found = runs.below(root)
         names: dict[str, Path] = {}
         for path, wanted in runs.names(root, found, name):
             try:

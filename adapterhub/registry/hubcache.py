@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 
 from adapterhub.errors import NotFound
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -27,6 +28,36 @@ def cached(repository: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def snapshot(path: Path) -> Path:
+    """The newest snapshot where `path` is a repository's folder in the cache; else `path` itself.
+
+    `models--owner--name` holds `refs/main`, the commit of the branch as it was last seen.
+    """
+    snapshots = path / "snapshots"
+    if not path.name.startswith("models--") or not snapshots.is_dir():
+        return path
+    try:
+        commit = (path / "refs" / "main").read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        commit = ""
+    if _COMMIT.fullmatch(commit) and (snapshots / commit).is_dir():
+        return snapshots / commit
+    found = sorted((p for p in snapshots.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found else path
+
+
+def adapter(repository: str) -> Path:
+    """The newest cached snapshot of a repository, whatever it holds. Raises NotFound."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    if not is_id(repository) or not (place / "snapshots").is_dir():
+        raise NotFound(
+            f"{repository} is not in the Hugging Face cache", remedy=f"hf download {repository}"
+        )
+    return snapshot(place)
 
 
 def repository(path: PurePath) -> str | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from adapterhub.adapter import REPLACE, Adapter, Problem, Reading
+from adapterhub.adapter import REPLACE, Adapter, BaseClaim, Outline, Problem, Reading
 from adapterhub.errors import (
     AdapterHubError,
     InvalidAdapter,
@@ -18,9 +18,11 @@ from adapterhub.errors import (
     NotSupported,
     PickleRefused,
 )
+from adapterhub.formats.claims import quantization_of
 from adapterhub.methods import TABLE as METHODS
 from adapterhub.methods import Ranks, method
-from adapterhub.tensorfile import DTYPES, Tensor
+from adapterhub.registry.modality import modality
+from adapterhub.registry.values import value_problems
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -28,7 +30,9 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 @dataclass(frozen=True)
 class Inspection:
     """`source` is a path or `name@sha256:…`. `rank` is None where the method has none, or where
-    no tensors could be read. `parameters` counts elements, `bytes` is their size.
+    no tensors could be read; its `declared` is what the config says. `parameters` counts elements,
+    `bytes` is their size. `base` is what the adapter declares: name, revision, and how it was
+    quantised in training.
     """
 
     source: str
@@ -44,6 +48,7 @@ class Inspection:
     bytes: int | None
     task: str | None
     labels: tuple[str, ...]
+    modality: str | None
     base: Mapping[str, Any]
     files: tuple[str, ...]
     licence: str | None
@@ -57,33 +62,55 @@ class Inspection:
 def inspect(reading: Reading, *, source: str, labels: tuple[str, ...] = ()) -> Inspection:
     """All that `reading` shows; its values are read too, for NaN and zeros."""
     adapter, config = reading.adapter, reading.config
+    outline = reading.outline or Outline()
     known = reading.method is not None and reading.method in METHODS
-    variants = METHODS[reading.method or ""].implementation.variants(config) if known else ()
     values = value_problems(adapter) if adapter else []
-    alpha = config.get("lora_alpha")
+    tensors = reading.tensors.values() or [t for _, _, t in adapter.tensors()] if adapter else ()
+    claim = adapter.base if adapter else _claim(config, outline)
+    alpha = _number(config.get("lora_alpha", config.get("alpha")))
     return Inspection(
         source=source,
         format=reading.format,
         method=reading.method,
-        variants=variants,
-        rank=rank_summary(adapter) if adapter else None,
-        alpha=alpha if isinstance(alpha, (int, float)) and not isinstance(alpha, bool) else None,
-        targets=targets(adapter) if adapter else (),
+        variants=METHODS[reading.method or ""].variants(config) if known else (),
+        rank=_rank(adapter, outline, config),
+        alpha=outline.alpha if alpha is None else alpha,
+        targets=targets(adapter) if adapter else starred(outline.targets),
         saved=saved(adapter) if adapter else (),
-        dtype="+".join(adapter.dtypes) if adapter else None,
-        parameters=adapter.parameters if adapter else None,
-        bytes=sum(t.nbytes for _, _, t in adapter.tensors()) if adapter else None,
-        task=_text(config.get("task_type")),
+        dtype="+".join(sorted({t.dtype for t in tensors})) or None,
+        parameters=sum(math.prod(t.shape) for t in tensors) if tensors else None,
+        bytes=sum(t.nbytes for t in tensors) if tensors else None,
+        task=_text(config.get("task_type")) or (adapter.task if adapter else None),
         labels=labels or (adapter.labels if adapter else ()),
+        modality=modality((), config, adapter.modules if adapter else outline.targets),
         base={
-            "name": _text(config.get("base_model_name_or_path")),
-            "revision": _text(config.get("revision")),
+            "name": claim.name,
+            "revision": claim.revision,
+            "quantization": claim.quantization,
         },
         files=tuple(file.name for file in reading.files),
         licence=reading.card.get("licence"),
         peft_version=_text(config.get("peft_version")),
         problems=(*reading.problems, *values),
     )
+
+
+def unreadable(path: Path, error: AdapterHubError) -> Inspection:
+    """Of what no format recognises, or what cannot be opened: only the problem is known."""
+    problem = Problem(error.code, error.message, error.remedy, fatal=True)
+    reading = Reading(path, "unknown", None, {}, None, (), (problem,))
+    return inspect(reading, source=str(path))
+
+
+def _claim(config: Mapping[str, Any], outline: Outline) -> BaseClaim:
+    name = _text(config.get("base_model_name_or_path")) or outline.base.name
+    revision = _text(config.get("revision")) or outline.base.revision
+    return BaseClaim(name, revision, outline.base.quantization or quantization_of(config, name))
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
 
 
 def _text(value: Any) -> str | None:
@@ -104,6 +131,7 @@ def require(reading: Reading, *, values: bool = True) -> Adapter:
 
 
 _ERRORS: Mapping[str, type[AdapterHubError]] = {
+    "format": NotSupported,
     "method": NotSupported,
     "pickle-refused": PickleRefused,
     "invalid-tensor-file": InvalidTensorFile,
@@ -141,52 +169,24 @@ def saved(adapter: Adapter) -> tuple[str, ...]:
 
 def rank_summary(adapter: Adapter) -> dict[str, Any] | None:
     """Lowest and highest rank, and the modules that differ from the most frequent one."""
-    ranks: Ranks | None = method(adapter.method).implementation.ranks(adapter)
-    if ranks is None:
-        return None
+    ranks = method(adapter.method).implementation.ranks(adapter)
+    return _summary(ranks) if ranks else None
+
+
+def _summary(ranks: Ranks) -> dict[str, Any]:
     usual = Counter(ranks.by_module.values()).most_common(1)[0][0]
     pattern = {m: rank for m, rank in sorted(ranks.by_module.items()) if rank != usual}
     return {"min": ranks.lowest, "max": ranks.highest, "pattern": pattern}
 
 
-# --- values -----------------------------------------------------------------------------------
-
-
-def value_problems(adapter: Adapter) -> list[Problem]:
-    """NaN and infinities (fatal), and low-rank pairs that change nothing."""
-    found: list[Problem] = []
-    zeros: list[str] = []
-    pairs = 0
-    for module, role, tensor in adapter.tensors():
-        try:
-            index, zero = _scan(tensor)
-        except AdapterHubError as error:
-            return [*found, Problem(error.code, error.message, error.remedy, fatal=True)]
-        if index is not None:
-            text = f"{module}.{role} holds NaN or infinity, first at {list(index)}"
-            remedy = "it diverged in training: take an earlier checkpoint"
-            found.append(Problem("not-finite", text, remedy, fatal=True))
-        if role.endswith(("lora_B", "lora_embedding_B")):  # base_layer.lora_B, too
-            pairs += 1
-            zeros += [module] if zero else []
-    if zeros:
-        some = "all" if len(zeros) == pairs else f"{len(zeros)} of {pairs}"
-        text = f"{some} lora_B are zero: nothing was learned there (first: {zeros[0]})"
-        found.append(Problem("zero-b", text, "check that training reached these modules"))
-    return found
-
-
-def _scan(tensor: Tensor) -> tuple[tuple[int, ...] | None, bool]:
-    """Index of the first non-finite element, and whether all are zero. In bounded memory."""
-    if tensor.dtype not in DTYPES:
-        tensor.read()  # raises what is wrong with types that numpy lacks
-    dtype, seen, zero = DTYPES[tensor.dtype], 0, True
-    for piece in tensor.pieces():
-        values = np.frombuffer(piece, dtype)
-        finite = np.isfinite(values)
-        zero = zero and not values.any()
-        if not finite.all():
-            place = np.unravel_index(seen + int(np.argmin(finite)), tensor.shape)
-            return tuple(int(i) for i in place), False
-        seen += values.size
-    return None, zero
+def _rank(
+    adapter: Adapter | None, outline: Outline, config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """From the tensors, with what the config says beside it."""
+    found = rank_summary(adapter) if adapter else None
+    if found is None and outline.ranks:
+        found = _summary(Ranks(outline.ranks))
+    if found is None:
+        return None
+    declared = config.get("r")
+    return {**found, "declared": declared if isinstance(declared, int) else None}

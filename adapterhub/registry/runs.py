@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import formats
-from adapterhub.errors import AdapterHubError
+from adapterhub.errors import AdapterHubError, NotFound
 from adapterhub.registry.adding import Added
 
 _RUN = re.compile(r"checkpoint-\d+")
@@ -59,6 +59,18 @@ def find(root: Path) -> Iterator[Path]:
         if formats.detect(path) is not None:
             yield path
     yield from (Path(error.filename) for error in closed if error.filename)
+
+
+def below(root: Path) -> list[Path]:
+    """As `find`. Raises NotFound where `root` is no directory or holds no adapter."""
+    if not root.is_dir():
+        raise NotFound(f"{root} is not a directory", remedy="give a directory of runs")
+    found = list(find(root))
+    if not found:
+        raise NotFound(
+            f"there is no adapter below {root}", remedy="adapters have an adapter_config.json"
+        )
+    return found
 
 
 def _is_home(path: Path) -> bool:

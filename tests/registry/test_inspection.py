@@ -17,6 +17,7 @@ from adapterhub import formats
 from adapterhub.adapter import Adapter, Problem
 from adapterhub.errors import InvalidAdapter, InvalidTensorFile, NotSupported, PickleRefused
 from adapterhub.registry import inspection
+from adapterhub.registry.values import value_problems
 from adapterhub.tensorfile import ArrayTensor, FileTensor, Tensor
 
 Maker = Callable[..., Path]
@@ -94,7 +95,7 @@ def test_without_pairs_there_is_no_rank() -> None:
 
 
 def only(seen: Adapter) -> Problem:
-    (problem,) = inspection.value_problems(seen)
+    (problem,) = value_problems(seen)
     return problem
 
 
@@ -127,7 +128,7 @@ def test_sound_values_have_no_problems() -> None:
             "none": {"lora_A": np.zeros((2, 0), np.float32)},
         }
     )
-    assert inspection.value_problems(seen) == []
+    assert value_problems(seen) == []
 
 
 @pytest.mark.parametrize("role", ["lora_B", "lora_embedding_B", "base_layer.lora_B"])
@@ -146,10 +147,11 @@ def test_some_zero_b() -> None:
 
 def test_values_that_cannot_be_read_are_a_problem(tmp_path: Path) -> None:
     gone = FileTensor(tmp_path / "gone", "F32", (2,), 8, 8)
-    found = inspection.value_problems(
+    found = value_problems(
         adapter({"a": {"lora_A": [np.nan]}, "q": {"lora_A": gone}, "z": {"lora_A": [np.nan]}})
     )
-    assert [(p.code, p.fatal) for p in found] == [("not-finite", True), ("not-found", True)]
+    assert [p.code for p in found] == ["not-finite", "not-finite", "not-found"]
+    assert all(p.fatal for p in found)
     packed = FileTensor(tmp_path / "gone", "F4", (2,), 8, 1)
     assert "numpy has no arrays of F4" in only(adapter({"q": {"lora_A": packed}})).message
 
@@ -167,7 +169,7 @@ def test_an_inspection_of_a_sound_adapter(peft_dir: Maker) -> None:
         "format": "peft",
         "method": "lora",
         "variants": ["rslora"],
-        "rank": {"min": 2, "max": 2, "pattern": {}},
+        "rank": {"min": 2, "max": 2, "pattern": {}, "declared": 2},
         "alpha": 4,
         "targets": ["layer.*.q"],
         "saved": [],
@@ -176,7 +178,8 @@ def test_an_inspection_of_a_sound_adapter(peft_dir: Maker) -> None:
         "bytes": 40,
         "task": "CAUSAL_LM",
         "labels": ["O", "SRC"],
-        "base": {"name": "owner/base", "revision": "abc123"},
+        "modality": "language",
+        "base": {"name": "owner/base", "revision": "abc123", "quantization": None},
         "files": ["adapter_model.safetensors", "adapter_config.json"],
         "licence": "mit",
         "peft_version": "0.21.2",
