@@ -1,8 +1,8 @@
 """Base models that adapters are made for: what they are called, and the shapes of their modules.
 
-The data is in `registry/bases/<family>.json` (schema `schemas/known_base.json`): figures that people
-looked up, each with its source, and beside them what transformers makes of these figures, written
-by `tools/make_bases.py`. Nothing here asks the network or imports transformers.
+The data is in `registry/bases/<family>.json` (schema `schemas/known_base.json`): figures that
+people looked up, each with its source, and beside them what transformers makes of these figures,
+written by `tools/make_bases.py`. Nothing here asks the network or imports transformers.
 
 A path is compared by its tail: what is left when words that only some classes put first are taken
 away. `bert.encoder.layer.0.output.dense` and `encoder.layer.0.output.dense` have one tail,
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -60,18 +60,28 @@ class Facts:
 class Row:
     """Modules that differ in their numbers only.
 
-    `sizes`: those that a change of the weight may have, as the method sees it, two for a parameter
-    of experts, which is stored either way round; empty where there is no such weight. `tensors`:
-    name → shape as stored.
+    `axes`: for each `*` of the tail the numbers that occur, in all combinations; or `listed`, the
+    combinations themselves. `sizes`: those that a change of the weight may have, as the method
+    sees it, two for a parameter of experts, which is stored either way round; empty where there
+    is no such weight. `tensors`: name → shape as stored.
     """
 
     axes: Axes
-    kind: str
     sizes: tuple[Size, ...]
     tensors: Mapping[str, Shape]
+    listed: frozenset[tuple[int, ...]] | None = None
 
     def has(self, numbers: tuple[int, ...]) -> bool:
+        if self.listed is not None:
+            return numbers in self.listed
         return all(number in axis for number, axis in zip(numbers, self.axes, strict=True))
+
+    @property
+    def layers(self) -> Iterable[int]:
+        """The numbers in the first place."""
+        if self.listed is not None:
+            return {numbers[0] for numbers in self.listed}
+        return self.axes[0]
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ def structure(
         found.setdefault(path.tail, []).append(row)
         for name, shape in row.tensors.items():
             if len(shape) > 1 and name not in ("weight", "in_proj_weight"):
-                own = Row(row.axes, row.kind, _turned(shape), {})
+                own = replace(row, sizes=_turned(shape), tensors={})
                 found.setdefault(f"{path.tail}.{name}", []).append(own)
     return Structure({tail: tuple(own) for tail, own in found.items()}, frozenset(words), facts)
 
@@ -219,7 +229,7 @@ def _entry(entry: Mapping[str, Any]) -> tuple[ModulePath, Row]:
     several = iter(entry.get("at", ()))
     axes = tuple(_numbers(next(several) if axis is None else axis) for axis in written)
     tensors = {name: tuple(shape) for name, shape in entry["tensors"].items()}
-    return path, Row(axes, entry["kind"], sizes(entry["kind"], tensors), tensors)
+    return path, Row(axes, sizes(entry["kind"], tensors), tensors)
 
 
 @cache
@@ -246,11 +256,19 @@ def _numbers(text: str) -> frozenset[int]:
 # --- names ------------------------------------------------------------------------------------
 
 
-def named(text: str) -> KnownBase | None:
-    """The base that an adapter's config means by `text`: an id, or a path that ends in one.
+@dataclass(frozen=True)
+class Named:
+    """`variant` is the name of other weights of the base's configuration, where it means those."""
+
+    base: KnownBase
+    variant: str | None = None
+
+
+def named(text: str) -> Named | None:
+    """What an adapter's config means by `text`: an id, or a path that ends in one.
 
     `google/flan-t5-xxl`, `/models/google/flan-t5-xxl`, `/content/Llama-2-7b-hf`, a snapshot in a
-    cache of the Hub. A last part alone counts where only one base has it.
+    cache of the Hub. A last part alone counts where it is the name of one thing.
     """
     snapshot = _SNAPSHOT.search(text)
     if snapshot:
@@ -263,14 +281,17 @@ def named(text: str) -> KnownBase | None:
 
 
 @cache
-def _names() -> tuple[Mapping[str, KnownBase], Mapping[str, KnownBase]]:
-    whole = {name.lower(): base for base in known() for name in base.names}
-    owners: dict[str, set[str]] = {}
-    for name, base in whole.items():
-        owners.setdefault(name.rpartition("/")[2], set()).add(base.name)
-    short = {
-        name.rpartition("/")[2]: base
-        for name, base in whole.items()
-        if len(owners[name.rpartition("/")[2]]) == 1
-    }
-    return whole, short
+def _names() -> tuple[Mapping[str, Named], Mapping[str, Named]]:
+    """By the whole name and by its last part, in lower case."""
+    whole: dict[str, Named] = {}
+    for base in known():
+        whole |= {name.lower(): Named(base) for name in (base.name, *base.aliases)}
+        for variant in base.variants:
+            names = (variant.name, *variant.aliases)
+            whole |= {name.lower(): Named(base, variant.name) for name in names}
+    meanings: dict[str, set[tuple[str, str | None]]] = {}
+    for name, found in whole.items():
+        last = name.rpartition("/")[2]
+        meanings.setdefault(last, set()).add((found.base.name, found.variant))
+    lasts = ((name.rpartition("/")[2], found) for name, found in whole.items())
+    return whole, {last: found for last, found in lasts if len(meanings[last]) == 1}

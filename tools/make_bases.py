@@ -1,4 +1,4 @@
-"""Writes the part `derived` of registry/bases/*.json from what transformers builds on the meta device.
+"""Writes `derived` in registry/bases/*.json from what transformers builds on the meta device.
 
     python tools/make_bases.py                 writes the files
     python tools/make_bases.py qwen2 bert      only these families
@@ -232,7 +232,9 @@ def facts(config: Any, unknown: Sequence[str]) -> dict[str, Any]:
         config, "new_decoder_architecture", False
     ):
         kv_heads = 1
-    inner = first("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner", "hidden_dim")
+    inner = first(
+        "intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner", "hidden_dim"
+    )
     if inner is None and width and config.model_type in FOUR_TIMES:
         inner = 4 * width
     return {
@@ -256,7 +258,9 @@ def rows(modules: Modules) -> Iterator[dict[str, Any]]:
     for path, own in modules.items():
         numbers = tuple(int(part) for part in path.split(".") if _is_number(part))
         groups[starred(path), own].add(numbers)
-    for (pattern, own), found in sorted(groups.items(), key=lambda item: (item[0][0], min(item[1]))):
+    for (pattern, own), found in sorted(
+        groups.items(), key=lambda item: (item[0][0], min(item[1]))
+    ):
         for axes in products(found):
             at = [spelled(axis) for axis in axes if len(axis) > 1]
             yield {

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 from adapterhub.adapter import Adapter, Problem
 from adapterhub.errors import NotSupported
 from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows
+from adapterhub.methods.signature import Signature
 
 __all__ = [
     "TABLE",
@@ -21,6 +22,7 @@ __all__ = [
     "Part",
     "Ranks",
     "Replacement",
+    "Signature",
     "TokenRows",
     "method",
 ]
@@ -55,6 +57,9 @@ class Implementation(Protocol):
 
     def ranks(self, adapter: Adapter) -> Ranks | None:
         """Rank of each module, from the tensors; None where the method has no rank."""
+
+    def signature(self, adapter: Adapter) -> Signature:
+        """What the tensors tell about the base that they belong to."""
 
     def parts(self, adapter: Adapter) -> Meaning:
         """What is understood of the adapter, for comparing it with a base."""

@@ -29,10 +29,22 @@ from adapterhub.methods import Ranks
 from adapterhub.methods.lora_checks import problems, ranks
 from adapterhub.methods.lora_config import fields, parse, refuse_variants, variants
 from adapterhub.methods.lora_pairs import MAGNITUDE, Pair, pairs, refuse_uncertain
+from adapterhub.methods.lora_signature import signature
 from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows
 from adapterhub.tensorfile import Tensor, shown
 
-__all__ = ["Ranks", "fields", "idle", "meaning", "parse", "parts", "problems", "ranks", "variants"]
+__all__ = [
+    "Ranks",
+    "fields",
+    "idle",
+    "meaning",
+    "parse",
+    "parts",
+    "problems",
+    "ranks",
+    "signature",
+    "variants",
+]
 
 TOKEN_ROWS = "token_rows"
 _TRAINING = {"lora_velora_embed": "velora_config", "lora_monteclora.": "monteclora_config"}

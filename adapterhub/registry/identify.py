@@ -18,6 +18,7 @@ from adapterhub.methods.signature import Signature
 from adapterhub.registry.matching import Fit, Seen, compare, seen
 
 Sure = Literal["shapes", "sizes", "width"]
+Found = tuple[str, bool, Fit | str]  # name, whether it is of the catalogue, how it fits
 _SHOWN = 6  # names in a sentence
 _VOCABULARY = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|shared|lm_head|embed_in)$")
 
@@ -40,19 +41,21 @@ class Candidate:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.registered, *self.known)
+        return tuple(dict.fromkeys((*self.registered, *self.known)))
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What the config says. `means`: the base of the catalogue or the registry of that name.
+    """What the config says. `means`: the base of the catalogue or the registry that it names.
 
-    `fits` is None where nobody knows that name; `why_not` says what does not fit.
+    `variant`: whether it names other weights of the same shape, those of an instruction version,
+    say. `fits` is None where nobody knows that name; `why_not` says what does not fit.
     """
 
     text: str
     means: str | None
     fits: bool | None
+    variant: bool = False
     why_not: str | None = None
 
 
@@ -85,28 +88,19 @@ def identify(
     """
     told = seen(signature)
     bases = tuple(known_bases.known() if known is None else known)
-    fits = [(base.name, True, compare(told, base.structure)) for base in bases]
+    fits: list[Found] = [(base.name, True, compare(told, base.structure)) for base in bases]
     fits += [(name, False, compare(told, own)) for name, own in (registered or {}).items()]
     said = _declared(declared, fits) if declared else None
-    found = [] if told.empty else [(name, is_known, f) for name, is_known, f in fits if _is(f)]
-    facts = {base.name: base.structure for base in bases} | dict(registered or {})
-    candidates = tuple(
-        _candidate(told, group, said, facts) for group in _ranked(found, cut)
-    )
+    structures = {base.name: base.structure for base in bases} | dict(registered or {})
+    groups = [] if told.empty else _ranked(fits, cut)
+    candidates = tuple(_candidate(told, group, said, structures) for group in groups)
     return Identification(candidates, said, _sentence(told, candidates, said), skipped)
 
 
-def _is(fit: Fit | str) -> bool:
-    return isinstance(fit, Fit)
-
-
-Found = tuple[str, bool, "Fit | str"]
-
-
-def _ranked(found: Iterable[Found], cut: bool) -> list[list[tuple[str, bool, Fit]]]:
+def _ranked(fits: Iterable[Found], cut: bool) -> list[list[tuple[str, bool, Fit]]]:
     """Those of equal evidence together, the best evidence first."""
     groups: dict[tuple[Any, ...], list[tuple[str, bool, Fit]]] = {}
-    for name, is_known, fit in found:
+    for name, is_known, fit in fits:
         if isinstance(fit, Fit):
             whole = (True, 0) if cut else (fit.whole, -fit.share)
             key = (len(fit.new), bool(fit.outer), fit.grown is not None, not whole[0], whole[1])
@@ -189,18 +183,21 @@ def _listed(names: tuple[str, ...]) -> str:
 def _says(said: Declared) -> str:
     text = f"the config says {said.text[:200]!r}"
     if said.means is not None and said.means.lower() != said.text.lower():
-        text += f", which is {said.means}"
-    return f"{text}: {said.why_not}" if said.why_not else text
+        text += f", {'a variant of' if said.variant else 'which is'} {said.means}"
+    return f"{text}, but {said.why_not}" if said.why_not else text
 
 
 def _declared(text: str, fits: Iterable[Found]) -> Declared:
     results = {name: fit for name, _, fit in fits}
     known = known_bases.named(text)
-    means = text if text in results else known.name if known else None
+    own = text in results
+    means = text if own else known.base.name if known else None
     if means is None or means not in results:
         return Declared(text, None, None)
-    fit = results[means]
-    return Declared(text, means, True) if isinstance(fit, Fit) else Declared(text, means, False, fit)
+    fit, variant = results[means], bool(known and known.variant and not own)
+    if isinstance(fit, Fit):
+        return Declared(text, means, True, variant)
+    return Declared(text, means, False, variant, fit)
 
 
 def _looks(told: Seen) -> str:

@@ -7,6 +7,7 @@ the adapter leaves alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from adapterhub.known_bases import (
 from adapterhub.methods.signature import Signature
 from adapterhub.tensorfile import shown
 
+_COPY = re.compile(r"\.(modules_to_save|original_module)\.")  # that PEFT writes once more
 _MOST_NEW_TOKENS = 1024  # … or a sixteenth of the vocabulary
 
 
@@ -105,7 +107,7 @@ def seen(signature: Signature) -> Seen:
     )
     whole = []
     for name, shape in signature.whole.items():
-        module, _, tensor = name.rpartition(".")
+        module, _, tensor = _COPY.sub(".", name).rpartition(".")
         path = parsed(module)
         if path is None:
             odd = name
@@ -139,17 +141,23 @@ def compare(told: Seen, structure: Structure) -> Fit | str:
 
 
 def _of_prompts(signature: Signature, facts: Facts) -> str:
-    kv_widths = {None}
-    if facts.kv_heads and facts.width and facts.heads and facts.head_size:
-        kv_widths |= {facts.kv_heads * facts.head_size}
-        kv_widths |= {facts.kv_heads * (facts.width // facts.heads)}
-    if signature.width not in (None, facts.width):
-        return f"it is {facts.width} wide, the prompt {signature.width}"
-    if signature.layers not in (None, facts.layers, facts.decoder_layers):
-        return f"it has {facts.layers} layers, the prefix {signature.layers}"
-    if signature.kv_width not in kv_widths:
-        return f"its keys are not {signature.kv_width} wide"
+    layers = {facts.layers, facts.decoder_layers} - {None}
+    if signature.width is not None and signature.width != facts.width:
+        return f"it is {facts.width or 'not known how'} wide, the prompt {signature.width}"
+    if signature.layers is not None and signature.layers not in layers:
+        return f"it has {facts.layers or 'other'} layers, the prefix {signature.layers}"
+    kv_widths = _kv_widths(facts)
+    if signature.kv_width is not None and kv_widths and signature.kv_width not in kv_widths:
+        return f"its keys are {min(kv_widths)} wide, the prefix {signature.kv_width}"
     return ""
+
+
+def _kv_widths(facts: Facts) -> set[int]:
+    """PEFT takes width ÷ heads for the size of a head, whatever the model has."""
+    if facts.kv_heads is None or facts.heads is None or facts.width is None:
+        return set()
+    sizes = {facts.head_size or 0, facts.width // facts.heads}
+    return {facts.kv_heads * size for size in sizes if size}
 
 
 def _fits(numbers: Iterable[tuple[int, ...]], rows: tuple[Row, ...], size: Size) -> bool:
@@ -203,7 +211,7 @@ def _covered(rows: Iterable[tuple[Group, tuple[Row, ...]]]) -> tuple[int, int, b
         stack, star, _ = group.path.tail.partition("*")
         if star:
             own.setdefault(stack, set()).update(numbers[0] for numbers in group.numbers)
-            there.setdefault(stack, set()).update(*(row.axes[0] for row in here))
+            there.setdefault(stack, set()).update(*(row.layers for row in here))
     whole = all(len(own[stack]) == len(there[stack]) for stack in own)
     longest = max(own, key=lambda stack: (len(there[stack]), stack), default=None)
     if longest is None:
@@ -238,7 +246,5 @@ def _of_whole(
 
 
 def _has(item: Whole, rows: tuple[Row, ...]) -> bool:
-    shapes: list[Mapping[str, Shape]] = [
-        row.tensors for row in rows if row.has(item.path.numbers)
-    ]
+    shapes: list[Mapping[str, Shape]] = [row.tensors for row in rows if row.has(item.path.numbers)]
     return any(item.tensor in own and _agree(item.shape, own[item.tensor]) for own in shapes)
