@@ -116,9 +116,10 @@ def derive(base: Mapping[str, Any]) -> dict[str, Any]:
         config, other = _config(base), _config(base, vary=[*unknown, "num_labels"])
         model, varied = _model(main, config), _model(main, other)
         stored, live = map(blurred, held(model), held(varied))
-        bare = _model(tasks["FEATURE_EXTRACTION"], _shallow(base, []))
-        heads, prefixes = _heads(base, names, {*held(bare)[0], *held(bare)[1]})
-    rest = {path: own for path, own in heads.items() if path not in stored}
+        plain, memory = held(_model(tasks["FEATURE_EXTRACTION"], _shallow(base)))
+        heads, prefixes = _heads(base, names, {*plain, *memory})
+    poolers = {path: own for path, own in plain.items() if not _ends(stored, path)}
+    rest = {path: own for path, own in {**poolers, **heads}.items() if path not in stored}
     own_names = {path: own for path, own in live.items() if stored.get(path) != own}
     found: dict[str, Any] = {
         "generated_with": {"transformers": transformers.__version__},
@@ -164,7 +165,11 @@ def _config(base: Mapping[str, Any], *, vary: Sequence[str] = ()) -> Any:
     return made(**fields) if vary else usual
 
 
-def _shallow(base: Mapping[str, Any], vary: Sequence[str]) -> Any:
+def _ends(paths: Iterable[str], tail: str) -> bool:
+    return any(f".{path}".endswith(f".{tail}") for path in paths)
+
+
+def _shallow(base: Mapping[str, Any], vary: Sequence[str] = ()) -> Any:
     config = _config(base, vary=vary)
     for name in DEPTHS:
         if isinstance(getattr(config, name, None), int):
@@ -194,7 +199,7 @@ def _heads(
         cls = getattr(transformers, name, None)
         if cls is None or getattr(cls, "config_class", None) is not expected:
             continue
-        built = [_build(cls, _shallow(base, vary)) for vary in ([], _freed(base))]
+        built = [_build(cls, _shallow(base, vary)) for vary in ((), _freed(base))]
         if any(model is None for model in built):
             continue
         for path, own in blurred(*(held(model)[0] for model in built)).items():

@@ -16,6 +16,7 @@ from adapterhub import known_bases
 from adapterhub.known_bases import KnownBase, Structure
 from adapterhub.methods.signature import Signature
 from adapterhub.registry.matching import Fit, Seen, compare, seen
+from adapterhub.tensorfile import shown
 
 Sure = Literal["shapes", "sizes", "width"]
 Found = tuple[str, bool, Fit | str]  # name, whether it is of the catalogue, how it fits
@@ -143,17 +144,23 @@ def _why(told: Seen, fits: list[Fit], structures: list[Structure]) -> str:
     if fits[0].grown is not None:
         parts.append(f"but for its vocabulary of {fits[0].grown}")
     if fits[0].new:
-        parts.append(f"which lack {', '.join(fits[0].new[:3])}")
+        parts.append(f"which lack {', '.join(map(shown, fits[0].new[:3]))}")
     return ", ".join(part for part in parts if part) or "all its tensors fit"
 
 
 def _layers(fits: list[Fit]) -> str:
     of = {fit.layers for fit in fits}
-    layers = f"{of.pop()}" if len(of) == 1 else "more"
     count = fits[0].covered
     if not count:
         return ""
-    return f"{layers} layers" if str(count) == layers else f"{count} of {layers} layers"
+    if len(of) > 1:
+        return f"{count} of its layers"
+    total = of.pop()
+    return _so_many(total) if total == count else f"{count} of {_so_many(total)}"
+
+
+def _so_many(layers: int) -> str:
+    return f"{layers} layer{'s' if layers > 1 else ''}"
 
 
 def _width(structures: list[Structure]) -> str:
@@ -173,10 +180,10 @@ def _sentence(told: Seen, candidates: tuple[Candidate, ...], said: Declared | No
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    shown = names if len(names) <= _SHOWN + 1 else names[:_SHOWN]
-    rest = len(names) - len(shown)
-    last = f"{rest} more" if rest else shown[-1]
-    others = ", ".join(shown if rest else shown[:-1])
+    first = names if len(names) <= _SHOWN + 1 else names[:_SHOWN]
+    rest = len(names) - len(first)
+    last = f"{rest} more" if rest else first[-1]
+    others = ", ".join(first if rest else first[:-1])
     return f"{others} and {last}" if others else last
 
 
@@ -215,8 +222,9 @@ def _looks(told: Seen) -> str:
     count = signature.layers or len(layers)
     tokens = [item.shape[0] for item in told.whole if _VOCABULARY.search(item.path.tail)]
     tokens += [g.size[0] for g in told.groups if _VOCABULARY.search(g.path.tail) and g.size[0]]
-    parts = [f"{count} layers" if count else "", f"a width of {width}" if width else ""]
+    parts = [_so_many(count) if count else "", f"a width of {width}" if width else ""]
     parts += [f"a vocabulary of {tokens[0]}"] if tokens else []
     told_of = " and ".join(part for part in parts if part)
-    example = told.groups[0].example if told.groups else told.whole[0].name if told.whole else ""
-    return f"{told_of or 'such modules'}{f' as {example} shows' if example else ''}"
+    examples = [group.example for group in told.groups] + [item.name for item in told.whole]
+    example = f", as {shown(examples[0])} shows" if examples else ""
+    return f"{told_of or 'such modules'}{example}"

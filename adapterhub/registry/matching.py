@@ -27,7 +27,7 @@ from adapterhub.methods.signature import Signature
 from adapterhub.tensorfile import shown
 
 _COPY = re.compile(r"\.(modules_to_save|original_module)\.")  # that PEFT writes once more
-_MOST_NEW_TOKENS = 1024  # … or a sixteenth of the vocabulary
+_MOST_NEW_TOKENS = 1024  # … or a 32nd part of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _grew(shape: Shape, rows: tuple[Row, ...], vocabulary: int | None) -> bool:
 def _only_tokens_differ(one: Shape, other: Shape, vocabulary: int | None) -> bool:
     if vocabulary is None or not one or not other or other[0] != vocabulary or one[0] is None:
         return False
-    most = max(_MOST_NEW_TOKENS, vocabulary // 16)
+    most = max(_MOST_NEW_TOKENS, vocabulary // 32)
     return abs(one[0] - vocabulary) <= most and _agree(one[1:], other[1:])
 
 

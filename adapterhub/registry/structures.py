@@ -48,7 +48,8 @@ def of_base(base: Base) -> Structure:
                 key = (place.tail, row_sizes, shapes)
                 found.setdefault(key, set()).add(place.numbers)
     words = {word for prefix in (*prefixes, base.prefix) for word in prefix.split(".")}
-    return structure(_rows(found), frozenset(words), facts_of(base.config))
+    rows = [*_rows(found), *(row for own in classes for row in _fused(own, found))]
+    return structure(rows, frozenset(words), facts_of(base.config))
 
 
 def _modules(base: Base) -> dict[str, dict[str, Shape]]:
@@ -77,7 +78,7 @@ def _spellings(
     names = {path, bare, *(respelled(bare, "", prefix) for prefix in prefixes)}
     yield from names
     for own in classes:
-        in_memory = {stored: live for live, stored in own.live.items()} if own.live else {}
+        in_memory = {stored: live for live, stored in own.live.items()}
         for name in names if in_memory else ():
             parts = name.split(".")
             numbers = [part for part in parts if part.isdecimal()]
@@ -97,11 +98,30 @@ def _rows(found: Rows) -> Iterator[tuple[ModulePath, Row]]:
         yield ModulePath(frozenset(), tail, ()), row
 
 
+def _fused(own: ModelClass, found: Rows) -> Iterator[tuple[ModulePath, Row]]:
+    """Parameters that hold all experts in memory, of files that have a tensor for each."""
+    by_tail = {tail: (row_sizes, numbers) for (tail, row_sizes, _), numbers in found.items()}
+    for name, fused in own.fused.items():
+        parts = [by_tail.get(_tail(part.rpartition(".")[0])) for part in fused.parts]
+        sides = [part[0][0] for part in parts if part and part[0]]
+        if not sides or len(sides) < len(fused.parts) or None in [s[0] for s in sides]:
+            continue
+        size = sum(side[0] or 0 for side in sides), sides[0][1]
+        layers = {numbers[:-1] for part in parts if part for numbers in part[1]}
+        row = Row((), (size, size[::-1]), {}, frozenset(layers))
+        yield ModulePath(frozenset(), _tail(name), ()), row
+
+
+def _tail(pattern: str) -> str:
+    place = parsed(pattern.replace("*", "0"))
+    return place.tail if place else ""
+
+
 def facts_of(config: Mapping[str, Any]) -> Facts:
     """Figures of a config.json; of a model with a language model inside, those of that one."""
     inner = config.get("text_config")
     fields = {**config, **inner} if isinstance(inner, Mapping) else config
-    found = {ours: _first(fields, theirs) for ours, theirs in _FIELDS.items()}
+    found: dict[str, Any] = {ours: _first(fields, theirs) for ours, theirs in _FIELDS.items()}
     found["kv_heads"] = found["kv_heads"] or found["heads"]
     if not found["head_size"] and found["width"] and found["heads"]:
         found["head_size"] = found["width"] // found["heads"]
