@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "adapterhub"
 LEVELS = (
     ("errors",),
     ("digest", "schema", "strictjson"),
-    ("tensorfile", "catalogue"),
+    ("tensorfile", "catalogue", "known_bases"),
     ("base", "adapter"),
     ("methods", "kernels"),
     ("formats", "store"),

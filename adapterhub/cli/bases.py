@@ -1,4 +1,4 @@
-"""base add, list, show, rm."""
+"""base add, list, show, rm, identify."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.opening import open_registry
+from adapterhub.cli.opening import adapter_argument, open_registry
 from adapterhub.cli.output import json_option, progress, quiet_option, short
+
+_MOST = 10  # candidates in a table
 
 
 @click.group()
@@ -89,6 +91,30 @@ def rm(name: str, as_json: bool) -> None:
         output.print_json(record)
     else:
         click.echo(f"forgot {record['name']}; its files stay at {record['path']}")
+
+
+@base.command("identify")
+@adapter_argument("adapter", metavar="ADAPTER")
+@click.option("--allow-pickle", is_flag=True, help="Read the tensors of a .bin file too.")
+@json_option
+@quiet_option
+def identify(adapter: str, allow_pickle: bool, as_json: bool, quiet: bool) -> None:
+    """Which base is an adapter for? Candidates from its shapes."""
+    with open_registry() as registry:
+        found = registry.identify(adapter, allow_pickle=allow_pickle)
+    if as_json:
+        output.print_json(found.to_dict())
+        return
+    if quiet:
+        for name in found.candidates[0].names if found.candidates else ():
+            click.echo(output.clean(name))
+        return
+    click.echo(output.clean(found.sentence))
+    if len(found.candidates) > 1:
+        rows = [(", ".join(c.names), c.sure, c.why) for c in found.candidates[:_MOST]]
+        output.print_table(("base", "fits by", "why"), rows)
+    for name in found.skipped:
+        output.note(f"the registered base {name} cannot be opened, and was left out")
 
 
 COMMANDS = (base,)

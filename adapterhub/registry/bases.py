@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from adapterhub import digest, schema, strictjson
+from adapterhub.adapter import Adapter
 from adapterhub.base import Base, LeafCache, open_base
 from adapterhub.errors import (
     AdapterHubError,
@@ -22,7 +23,10 @@ from adapterhub.errors import (
     NotFound,
     SchemaError,
 )
-from adapterhub.registry import hubcache
+from adapterhub.known_bases import Structure
+from adapterhub.methods import method
+from adapterhub.registry import hubcache, structures
+from adapterhub.registry.identify import Identification, identify
 from adapterhub.store import files
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -31,7 +35,7 @@ Progress = Callable[[int], None]
 
 
 class Bases:
-    """The verbs `base add|list|show|rm`."""
+    """The verbs `base add|list|show|rm|identify`."""
 
     def __init__(
         self, directory: Path, cache: LeafCache, on_note: Callable[[str], None] | None = None
@@ -39,6 +43,7 @@ class Bases:
         self.directory = directory
         self.cache = cache
         self.on_note = on_note
+        self._structures: dict[str, Structure] = {}  # by weights_root
 
     def add(
         self, path: str | Path, *, name: str | None = None, progress: Progress | None = None
@@ -115,6 +120,33 @@ class Bases:
         with files.named_errors(self.directory):
             files.unlink(self._place(name))
         return record
+
+    def identify(self, adapter: Adapter) -> Identification:
+        """Which base is it for? Of the catalogue and the registered ones, with how sure and why.
+
+        The name in its config is told apart; the ranking rests on the tensors alone.
+        """
+        registered, skipped = self.structures()
+        return identify(
+            method(adapter.method).implementation.signature(adapter),
+            declared=adapter.base.name,
+            registered=registered,
+            cut=adapter.config.get("layers_to_transform") is not None,
+            skipped=skipped,
+        )
+
+    def structures(self) -> tuple[dict[str, Structure], tuple[str, ...]]:
+        """Name → modules and shapes of each registered base; and those that cannot be opened."""
+        found, skipped = {}, []
+        for record in self.list():
+            name, root = record["name"], record["weights_root"]
+            try:
+                if root not in self._structures:
+                    self._structures[root] = structures.of_base(open_base(Path(record["path"])))
+                found[name] = self._structures[root]
+            except AdapterHubError:
+                skipped.append(name)
+        return found, tuple(skipped)
 
     def find(self, weights_root: str | None, name: str | None) -> Base | None:
         """The base with these weights, if it is at hand: a registered one, or that of this name.

@@ -31,6 +31,7 @@ from adapterhub.registry import (
 )
 from adapterhub.registry.adding import Added, BaseAtHand, Request
 from adapterhub.registry.bases import Bases
+from adapterhub.registry.identify import Identification
 from adapterhub.registry.inspection import Inspection
 from adapterhub.registry.loading import Loaded
 from adapterhub.store import (
@@ -124,6 +125,10 @@ class Registry:
         is no adapter.
         """
         return looking.inspect_runs(Path(root).expanduser(), allow_pickle=allow_pickle)
+
+    def identify(self, text: str | Path, *, allow_pickle: bool = False) -> Identification:
+        """Which base is this ADAPTER for? See `Bases.identify`. Raises what is wrong with it."""
+        return self.base.identify(self.load(text, allow_pickle=allow_pickle).adapter)
 
     def holds_many(self, text: str | Path) -> Path | None:
         """The directory that `text` means, if it is no adapter itself but has some below it."""

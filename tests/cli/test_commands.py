@@ -41,7 +41,7 @@ def test_the_commands_of_this_version() -> None:
         *("inspect", "add", "list", "search", "show", "path", "export", "diff"),
         *("edit", "mv", "rm", "tag", "untag", "history", "rollback"),
         *("verify", "gc", "reindex", "env", "merge", "methods", "formats"),
-        *("base add", "base list", "base show", "base rm"),
+        *("base add", "base list", "base show", "base rm", "base identify"),
     }
 
 
