@@ -253,6 +253,12 @@ def _numbers(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
+@cache
+def model_types() -> Mapping[str, str]:
+    """The model type of every base, by its name."""
+    return {base.name: base.model_type for base in known()}
+
+
 # --- names ------------------------------------------------------------------------------------
 
 

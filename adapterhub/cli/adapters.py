@@ -88,6 +88,7 @@ def _facts(found: Inspection) -> Mapping[str, Any]:
         "base": found.base["name"] or "not named",
         "revision": found.base["revision"],
         "trained on": found.base["quantization"],
+        "fits": (found.fits or "").removeprefix("fits "),
         "licence": found.licence,
         "peft version": found.peft_version,
         "files": found.files,

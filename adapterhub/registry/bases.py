@@ -126,14 +126,22 @@ class Bases:
 
         The name in its config is told apart; the ranking rests on the tensors alone.
         """
+        return self.identifier()(adapter)
+
+    def identifier(self) -> Callable[[Adapter], Identification]:
+        """`identify`, for many adapters: the registered bases are looked up once."""
         registered, skipped = self.structures()
-        return identify(
-            method(adapter.method).implementation.signature(adapter),
-            declared=adapter.base.name,
-            registered=registered,
-            cut=adapter.config.get("layers_to_transform") is not None,
-            skipped=skipped,
-        )
+
+        def find(adapter: Adapter) -> Identification:
+            return identify(
+                method(adapter.method).implementation.signature(adapter),
+                declared=adapter.base.name,
+                registered=registered,
+                cut=adapter.config.get("layers_to_transform") is not None,
+                skipped=skipped,
+            )
+
+        return find
 
     def structures(self) -> tuple[dict[str, Structure], tuple[str, ...]]:
         """Name → modules and shapes of each registered base; and those that cannot be opened."""

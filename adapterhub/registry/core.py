@@ -116,7 +116,7 @@ class Registry:
 
         A path may also be one file, a bare config, or a repository's folder in the Hub's cache.
         """
-        return looking.inspect(self.store, text, allow_pickle=allow_pickle)
+        return looking.inspect(self.store, self.base, text, allow_pickle=allow_pickle)
 
     def inspect_runs(self, root: str | Path, *, allow_pickle: bool = False) -> Iterator[Inspection]:
         """Every adapter below the directory `root`, in the order of their paths, on all cores.
@@ -124,7 +124,7 @@ class Registry:
         What cannot be read at all has a fatal problem that says why. Raises NotFound where there
         is no adapter.
         """
-        return looking.inspect_runs(Path(root).expanduser(), allow_pickle=allow_pickle)
+        return looking.inspect_runs(self.base, Path(root).expanduser(), allow_pickle=allow_pickle)
 
     def identify(self, text: str | Path, *, allow_pickle: bool = False) -> Identification:
         """Which base is this ADAPTER for? See `Bases.identify`. Raises what is wrong with it."""

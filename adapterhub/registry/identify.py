@@ -62,12 +62,16 @@ class Declared:
 
 @dataclass(frozen=True)
 class Identification:
-    """`candidates`, best first. `skipped`: registered bases that could not be looked into."""
+    """`candidates`, best first. `skipped`: registered bases that could not be looked into.
+
+    `nothing_told`: no tensor of the adapter tells anything about its base.
+    """
 
     candidates: tuple[Candidate, ...]
     declared: Declared | None
     sentence: str
     skipped: tuple[str, ...] = ()
+    nothing_told: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,7 +99,8 @@ def identify(
     structures = {base.name: base.structure for base in bases} | dict(registered or {})
     groups = [] if told.empty else _ranked(fits, cut)
     candidates = tuple(_candidate(told, group, said, structures) for group in groups)
-    return Identification(candidates, said, _sentence(told, candidates, said), skipped)
+    sentence = _sentence(told, candidates, said)
+    return Identification(candidates, said, sentence, skipped, told.empty)
 
 
 def _ranked(fits: Iterable[Found], cut: bool) -> list[list[tuple[str, bool, Fit]]]:

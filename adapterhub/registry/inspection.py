@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub import known_bases
 from adapterhub.adapter import REPLACE, Adapter, BaseClaim, Outline, Problem, Reading
 from adapterhub.errors import (
     AdapterHubError,
@@ -22,8 +23,10 @@ from adapterhub.errors import (
 from adapterhub.formats.claims import claim, quantization_named
 from adapterhub.methods import TABLE as METHODS
 from adapterhub.methods import Ranks, method
+from adapterhub.registry.identify import Candidate, Identification
 from adapterhub.registry.modality import modality
 from adapterhub.registry.values import value_problems
+from adapterhub.tensorfile import shown
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -33,7 +36,8 @@ class Inspection:
     """`source` is a path or `name@sha256:…`. `rank` is None where the method has none, or where
     no tensors could be read; its `declared` is what the config says. `parameters` counts elements,
     `bytes` is their size. `base` is what the adapter declares: name, revision, and how it was
-    quantised in training.
+    quantised in training; `candidates` are the bases that it fits, the best first, and `fits` says
+    so in a sentence.
     """
 
     source: str
@@ -51,6 +55,8 @@ class Inspection:
     labels: tuple[str, ...]
     modality: str | None
     base: Mapping[str, Any]
+    candidates: tuple[Candidate, ...]
+    fits: str | None
     files: tuple[str, ...]
     licence: str | None
     peft_version: str | None
@@ -60,12 +66,20 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(reading: Reading, *, source: str, labels: tuple[str, ...] = ()) -> Inspection:
+def inspect(
+    reading: Reading,
+    *,
+    source: str,
+    labels: tuple[str, ...] = (),
+    identify: Callable[[Adapter], Identification] | None = None,
+) -> Inspection:
     """All that `reading` shows; its values are read too, for NaN and zeros."""
     adapter, config = reading.adapter, reading.config
     outline = reading.outline or Outline()
     known = reading.method is not None and reading.method in METHODS
-    values = value_problems(adapter) if adapter else []
+    found = identify(adapter) if identify and adapter else None
+    problems = [*reading.problems, *(value_problems(adapter) if adapter else ())]
+    problems += _misfit(found) if found else []
     tensors = tuple(reading.tensors.values())
     if adapter is not None and not tensors:
         tensors = tuple(tensor for _, _, tensor in adapter.tensors())
@@ -85,17 +99,37 @@ def inspect(reading: Reading, *, source: str, labels: tuple[str, ...] = ()) -> I
         bytes=sum(t.nbytes for t in tensors) if tensors else None,
         task=_text(config.get("task_type")) or (adapter.task if adapter else None),
         labels=labels or (adapter.labels if adapter else ()),
-        modality=modality((), config, adapter.modules if adapter else outline.targets),
+        modality=modality(
+            _model_types(found), config, adapter.modules if adapter else outline.targets
+        ),
         base={
             "name": base.name,
             "revision": base.revision,
             "quantization": base.quantization or quantization_named(base.name),
         },
+        candidates=found.candidates if found else (),
+        fits=found.sentence if found and not found.nothing_told else None,
         files=tuple(file.name for file in reading.files),
         licence=reading.card.get("licence"),
         peft_version=_text(config.get("peft_version")),
-        problems=(*reading.problems, *values),
+        problems=tuple(problems),
     )
+
+
+def _model_types(found: Identification | None) -> tuple[str, ...]:
+    """Of the known bases that fit best, where that is more than a width."""
+    if found is None or not found.candidates or found.candidates[0].sure == "width":
+        return ()
+    types = known_bases.model_types()
+    return tuple(types[name] for name in found.candidates[0].known)
+
+
+def _misfit(found: Identification) -> list[Problem]:
+    said = found.declared
+    if said is None or said.fits is not False:
+        return []
+    text = f"the config names the base {shown(said.text)}, but {said.why_not}"
+    return [Problem("base-misfit", text, "see what it fits: adapterhub base identify")]
 
 
 def unreadable(path: Path, error: AdapterHubError) -> Inspection:

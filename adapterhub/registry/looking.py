@@ -9,6 +9,7 @@ from pathlib import Path
 from adapterhub import formats
 from adapterhub.errors import AdapterHubError, InvalidName
 from adapterhub.registry import checkout, hubcache, inspection, loading, runs
+from adapterhub.registry.bases import Bases
 from adapterhub.registry.inspection import Inspection
 from adapterhub.store import Store, parse_ref
 from adapterhub.tensorfile import usable_cores
@@ -40,16 +41,18 @@ def _is_ref(store: Store, text: str) -> bool:
         return False
 
 
-def inspect(store: Store, text: str | Path, *, allow_pickle: bool) -> Inspection:
+def inspect(store: Store, bases: Bases, text: str | Path, *, allow_pickle: bool) -> Inspection:
+    identify = bases.identifier()
     path = as_path(store, text)
     if path is not None:
         reading = loading.read(hubcache.snapshot(path), allow_pickle)
-        return inspection.inspect(reading, source=str(path))
+        return inspection.inspect(reading, source=str(path), identify=identify)
     name, digest = store.resolve(str(text))
     manifest = store.manifest(digest)
     reading = formats.read(checkout.linked(store, digest, manifest))
     labels = tuple(manifest["labels"])
-    return inspection.inspect(reading, source=f"{name}@{digest}", labels=labels)
+    source = f"{name}@{digest}"
+    return inspection.inspect(reading, source=source, labels=labels, identify=identify)
 
 
 def holds_many(store: Store, text: str | Path) -> Path | None:
@@ -61,12 +64,14 @@ def holds_many(store: Store, text: str | Path) -> Path | None:
     return path if formats.detect(path) is None and any(runs.find(path)) else None
 
 
-def inspect_runs(root: Path, *, allow_pickle: bool) -> Iterator[Inspection]:
+def inspect_runs(bases: Bases, root: Path, *, allow_pickle: bool) -> Iterator[Inspection]:
     found = runs.below(root)
+    identify = bases.identifier()
 
     def look(path: Path) -> Inspection:
         try:
-            return inspection.inspect(loading.read(path, allow_pickle), source=str(path))
+            reading = loading.read(path, allow_pickle)
+            return inspection.inspect(reading, source=str(path), identify=identify)
         except AdapterHubError as error:
             return inspection.unreadable(path, error)
 
