@@ -181,11 +181,20 @@ def _sentence(told: Seen, candidates: tuple[Candidate, ...], said: Declared | No
     else:
         best = candidates[0]
         text = f"fits {_listed(best.names)}: {best.why}"
-    return f"{text}; {_says(said)}" if said else text
+    if said is None:
+        return text
+    named = _first(candidates[0].names) if candidates else ()
+    unseen = said.fits and candidates and said.means not in named
+    return f"{text}; {_says(said)}{', and fits' if unseen else ''}"
+
+
+def _first(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that are named, where there are many."""
+    return names if len(names) <= _SHOWN + 1 else names[:_SHOWN]
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    first = names if len(names) <= _SHOWN + 1 else names[:_SHOWN]
+    first = _first(names)
     rest = len(names) - len(first)
     last = f"{rest} more" if rest else first[-1]
     others = ", ".join(first if rest else first[:-1])

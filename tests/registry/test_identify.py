@@ -189,6 +189,12 @@ def test_a_prompt_tells_no_more_than_a_width() -> None:
     assert {"google/gemma-3-270m", "facebook/esm2_t30_150M_UR50D"} <= set(one.names)
 
 
+def test_a_long_list_is_cut_and_the_declared_base_told() -> None:
+    found = identify(Signature(width=768), declared="gpt2")
+    assert " more: 768 wide; the config says 'gpt2', which is openai-community" in found.sentence
+    assert found.sentence.endswith(", and fits")
+
+
 def test_a_prefix_tells_layers_and_keys() -> None:
     found = identify(Signature(width=2048, layers=22, kv_width=256))
     assert best(found) == {"TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"}
