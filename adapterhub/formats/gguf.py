@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from adapterhub.adapter import Reading
-from adapterhub.formats import named
+from adapterhub.formats import named, peft_sight
 from adapterhub.formats.contents import Content
-from adapterhub.formats.sight import Sight
+from adapterhub.formats.sight import MAX_LOOKS, Sight
 
 # numpy's shapes: lora_a [r, in], but [vocabulary, r] for the embedding.
 _RANKS = (
@@ -16,7 +16,15 @@ _RANKS = (
 
 
 def recognises(sight: Sight) -> bool:
-    return sight.find(_is_adapter) is not None
+    return bool(_found(sight))
+
+
+def _found(sight: Sight) -> list[Content]:
+    """Of files of that name, or of one that was named alone; beside PEFT's weights, those count."""
+    if any(sight.has(name) for name in peft_sight.WEIGHTS):
+        return []
+    names = [n for n in sight.weights if n.endswith(".gguf") or n == sight.file]
+    return [c for n in names[:MAX_LOOKS] if _is_adapter(c := sight.content(n))]
 
 
 def _is_adapter(content: Content) -> bool:
@@ -25,7 +33,7 @@ def _is_adapter(content: Content) -> bool:
 
 
 def read(sight: Sight, *, allow_pickle: bool) -> Reading:
-    found = sight.all(_is_adapter)
+    found = _found(sight)
     pairs = found[0].metadata
     is_lora = pairs.get("adapter.type") == "lora"
     config = {key: value for key, value in pairs.items() if value is not None}

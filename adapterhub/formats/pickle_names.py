@@ -19,9 +19,9 @@ from typing import Any
 from adapterhub.formats import zips
 from adapterhub.tensorfile import name_problem
 
-# What holds 20,000 tensors, and is read in about a second.
+# What holds 10,000 tensors, and is played in about half a second.
 MAX_BYTES = 4 * 1024 * 1024
-MAX_OPCODES = 600_000
+MAX_OPCODES = 300_000
 MAX_NAMES = 20_000
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's format before 1.6
 _LONGEST_SHAPE = 32

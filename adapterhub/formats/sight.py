@@ -37,6 +37,7 @@ _NOT_WEIGHTS = re.compile(
     r"|(pytorch_)?model(-\d+-of-\d+|\.fp16|\.fp32)?\.(safetensors|bin)|consolidated.*"
     r"|diffusion_pytorch_model.*|tf_model.*|flax_model.*"
 )
+_FINAL = re.compile(r"(adapters?|adapter_model|pytorch_\w+|lit_model|finish)\..+")
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,11 @@ class Sight:
 
     @cached_property
     def weights(self) -> tuple[str, ...]:
-        """Names of files that may hold an adapter's weights."""
+        """Names of files that may hold an adapter's weights; checkpoints after the final ones."""
         if self.file is not None:
             return () if self.file.endswith(".json") else self.names
-        return tuple(
-            n for n in self.names if n.endswith(_WEIGHTS) and not _NOT_WEIGHTS.fullmatch(n)
-        )
+        found = [n for n in self.names if n.endswith(_WEIGHTS) and not _NOT_WEIGHTS.fullmatch(n)]
+        return tuple(sorted(found, key=lambda name: _FINAL.fullmatch(name) is None))
 
     @cached_property
     def _looks(self) -> dict[str, Content]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import re
 
 from adapterhub.adapter import Reading
-from adapterhub.formats import named
+from adapterhub.formats import named, peft_sight
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import Sight
 
 _FACTOR = re.compile(r"(\S+\.)?layers\.\d+\.\S+\.lora_[ab]\.weight|output\.lora_[ab]\.weight")
-_PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _RANKS = ((r"\.lora_a\.weight", 0), (r"\.lora_b\.weight", 1))
 
 
 def recognises(sight: Sight) -> bool:
-    if any(sight.has(name) for name in _PEFT_WEIGHTS) or not sight.weights:
+    if any(sight.has(name) for name in peft_sight.WEIGHTS) or not sight.weights:
         return False
     return sight.find(_is_weights) is not None
 

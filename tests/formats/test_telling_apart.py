@@ -137,6 +137,24 @@ def test_peft_weights_beside_torchtune_are_read_as_peft(tmp_path: Path) -> None:
     assert formats.read(path).format == "peft"
 
 
+def test_a_gguf_beside_peft_weights_is_left_aside(tmp_path: Path) -> None:
+    path = making.gguf_lora(tmp_path / "x")
+    assert formats.read(path).format == "gguf"
+    making.peft(path)
+    assert formats.read(path).format == "peft"
+
+
+def test_the_final_weights_stand_before_many_checkpoints(tmp_path: Path) -> None:
+    path = making.mlx(tmp_path / "x")
+    (path / "adapter_config.json").unlink()
+    for step in range(100, 2000, 100):
+        name = f"{step:07d}_adapters.safetensors"
+        making.safetensors(path / name, {"model.layers.3.q_proj.lora_a": (6, 3)})
+    reading = formats.read(path)
+    assert (reading.format, [f.name for f in reading.files]) == ("mlx", ["adapters.safetensors"])
+    assert _outline(reading) == {2}
+
+
 def test_peft_under_other_names(tmp_path: Path) -> None:
     path = making.peft(tmp_path / "x")
     (path / "adapter_config.json").rename(path / "old.json")

@@ -148,6 +148,30 @@ def test_the_root_of_peft_goes_by_its_names(registry: Registry, adapter: Path) -
     assert registry.show("a")["manifest"]["adapter_root"] == tensors_root(dict(tensors))
 
 
+def test_the_corpus_is_kept(registry: Registry, corpus: Path, tmp_path: Path) -> None:
+    """Adapters of strangers: whatever is read is kept with equal tensors, the rest is refused."""
+    folders = sorted(path for path in (corpus / "adapters").iterdir() if path.is_dir())
+    prompts = corpus / "adapters" / "google-prompts-t5-base-npy"
+    taken: dict[str, int] = {}
+    for number, path in enumerate([*folders, *sorted(prompts.glob("*.npy"))]):
+        reading = formats.read(path, allow_pickle=True)
+        try:
+            before = inspection.require(reading)
+        except AdapterHubError as error:
+            with pytest.raises(type(error)):
+                registry.add(path, name="a", allow_pickle=True)
+            continue
+        registry.add(path, name=f"a{number}", allow_pickle=True)
+        assert registry.verify(f"a{number}")["problems"] == []
+        registry.export(f"a{number}", tmp_path / str(number))
+        after = inspection.require(formats.read(tmp_path / str(number)))
+        for module, role, tensor in before.tensors():
+            assert np.array_equal(after.modules[module][role].read(), tensor.read())
+        taken[reading.format] = taken.get(reading.format, 0) + 1
+    assert taken.pop("peft") >= 11
+    assert taken == {"adapterhub": 1, "tfew": 1, "t5x_prompt": 2}
+
+
 # --- refused ----------------------------------------------------------------------------------
 
 
