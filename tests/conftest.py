@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,25 +41,6 @@ def corpus() -> Path:
     if not (path / "adapters" / "INDEX.json").is_file():
         pytest.skip(f"no corpus of adapters in {path}; $ADAPTERHUB_CORPUS names one")
     return path
-
-
-@pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows for the methods of AdapterHub, t-few and T5X, where the table has none yet."""
-    from adapterhub import methods
-
-    class Row(methods.Method):
-        implementation = SimpleNamespace(  # type: ignore[assignment]
-            fields=frozenset,
-            variants=lambda config: (),
-            problems=lambda adapter: [],
-            ranks=lambda adapter: None,
-        )
-
-    table: Any = methods.TABLE
-    for name in ("bottleneck", "compacter", "ia3", "prompt_tuning", "prefix_tuning", "unipelt"):
-        if name not in table:
-            monkeypatch.setitem(table, name, Row(name, name.upper(), name, "", "methods/lora", ""))
 
 
 @pytest.fixture

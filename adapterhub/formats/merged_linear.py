@@ -8,6 +8,9 @@ shapes. Source: peft 0.3, tuners/lora.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from adapterhub.adapter import Outline, Reading
 from adapterhub.formats import named
 from adapterhub.formats.claims import claim
@@ -17,10 +20,14 @@ FORMAT = "peft_merged_linear"
 _TABLE = ((r"lora_A(\.weight)?", 0),)
 
 
-def recognises(sight: Sight) -> bool:
+def is_config(config: Mapping[str, Any]) -> bool:
     """A LoRA of PEFT whose `enable_lora` is a list of parts."""
-    enabled = sight.config.get("enable_lora")
-    return bool(sight.config.get("peft_type")) and isinstance(enabled, list) and bool(enabled)
+    enabled = config.get("enable_lora")
+    return config.get("peft_type") == "LORA" and isinstance(enabled, list) and bool(enabled)
+
+
+def recognises(sight: Sight) -> bool:
+    return is_config(sight.config)
 
 
 def read(sight: Sight, *, allow_pickle: bool) -> Reading:
@@ -31,7 +38,7 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
     return named.reading(
         sight,
         FORMAT,
-        "LoRA adapters of peft before 0.4, packed for fused layers (MergedLinear),",
+        "adapters of peft before 0.4 for fused layers (MergedLinear)",
         contents,
         Outline(ranks, modules, named.number(sight.config.get("lora_alpha")), claim(sight.config)),
         method="lora",

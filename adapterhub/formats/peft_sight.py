@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapterhub.adapter import Problem
-from adapterhub.formats import adapterhub_config, mlx
+from adapterhub.formats import adapterhub_config, merged_linear, mlx
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import CONFIG, Sight
 
@@ -13,6 +13,8 @@ _PROMPT = "prompt_embeddings"
 
 def recognises(sight: Sight) -> bool:
     """A config with `peft_type`; or PEFT's names of tensors; or its files, too damaged to tell."""
+    if merged_linear.is_config(sight.config):
+        return False
     if "peft_type" in sight.config:
         return True
     if adapterhub_config.is_config(sight.config) or mlx.is_config(sight.config):

@@ -12,6 +12,7 @@ from adapterhub import schema
 from adapterhub.adapter import REPLACE, Adapter, Problem
 from adapterhub.errors import InvalidAdapter, NotMergeable
 from adapterhub.methods import saved, sizes, targets
+from adapterhub.methods.beside import bottlenecks
 from adapterhub.methods.interface import Ranks
 from adapterhub.methods.layout import Layout, Misfit, Sizes, bind, foreign, lacking, product
 from adapterhub.methods.layouts import LAYOUTS
@@ -225,6 +226,8 @@ def _all_bound(adapter: Adapter, layout: Layout) -> Iterator[tuple[str, Sizes]]:
 
 def signature(adapter: Adapter) -> Signature:
     layout = LAYOUTS.get(adapter.method)
+    if beside := bottlenecks(adapter):
+        return beside
     if layout is None or layout.whole:
         return Signature(dict.fromkeys(_touched(adapter), (None, None)), _whole(adapter))
     bound = dict(_all_bound(adapter, layout))

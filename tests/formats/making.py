@@ -128,6 +128,18 @@ def peft(path: Path) -> Path:
     return path
 
 
+def merged_linear(path: Path) -> Path:
+    """Two of three parts of a fused layer, each of rank 2."""
+    shapes = {
+        "base_model.model.h.0.attn.lora_A.weight": (4, 6),
+        "base_model.model.h.0.attn.lora_B.weight": (8, 2, 1),
+    }
+    safetensors(path / "adapter_model.safetensors", shapes)
+    fields = {"peft_type": "LORA", "r": 2, "enable_lora": [True, False, True]}
+    config(path / "adapter_config.json", **fields)
+    return path
+
+
 def adapterhub(path: Path) -> Path:
     safetensors(path / "adapter.safetensors", DOWN_UP)
     config(path / "adapter_config.json", **ADAPTERHUB)
@@ -257,6 +269,7 @@ MAKERS: Mapping[str, tuple[Callable[[Path], Path], str | None, set[int]]] = {
     "lycoris": (lycoris, "loha", {2}),
     "mlx": (mlx, "lora", {2}),
     "peft": (peft, "lora", set()),
+    "peft_merged_linear": (merged_linear, "lora", {2}),
     "pyreft": (pyreft, "reft", {2}),
     "t5x_prompt": (t5x_prompt, "prompt_tuning", set()),
     "tfew": (tfew, "ia3", set()),

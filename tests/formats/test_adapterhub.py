@@ -17,8 +17,6 @@ from adapterhub.formats.adapterhub_keys import Keys
 from adapterhub.registry import inspection
 from adapterhub.tensorfile import read_header
 
-pytestmark = pytest.mark.usefixtures("rows")
-
 HEAD: making.Shapes = {
     "heads.md.1.weight": (8, 8),
     "heads.md.1.bias": (8,),

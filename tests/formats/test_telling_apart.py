@@ -180,13 +180,13 @@ def test_a_file_alone_is_not_mixed_with_its_neighbours(tmp_path: Path) -> None:
 
 
 def test_merged_linear_of_early_peft_is_named(tmp_path: Path) -> None:
-    path = making.peft(tmp_path / "x")
-    fields = json.loads((path / "adapter_config.json").read_text())
-    making.config(path / "adapter_config.json", **fields, enable_lora=[True, False, True])
+    path = making.merged_linear(tmp_path / "x")
     reading = formats.read(path)
     assert (reading.format, reading.method) == ("peft_merged_linear", "lora")
     (problem,) = reading.fatal
     assert problem.code == "format" and "before 0.4" in problem.message
+    making.config(path / "adapter_config.json", peft_type="LORA", r=2, enable_lora=None)
+    assert formats.read(path).format == "peft"
 
 
 def test_metadata_of_null_as_mlx_wrote_it(tmp_path: Path) -> None:

@@ -15,9 +15,6 @@ from adapterhub.errors import InvalidAdapter, NotSupported, PickleRefused
 from adapterhub.registry import inspection
 from adapterhub.tensorfile import ArrayTensor, read_header
 
-pytestmark = pytest.mark.usefixtures("rows")
-
-
 # --- t-few ------------------------------------------------------------------------------------
 
 

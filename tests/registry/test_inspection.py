@@ -180,6 +180,8 @@ def test_an_inspection_of_a_sound_adapter(peft_dir: Maker) -> None:
         "labels": ["O", "SRC"],
         "modality": "language",
         "base": {"name": "owner/base", "revision": "abc123", "quantization": None},
+        "candidates": [],
+        "fits": None,
         "files": ["adapter_model.safetensors", "adapter_config.json"],
         "licence": "mit",
         "peft_version": "0.21.2",

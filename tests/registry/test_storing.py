@@ -16,8 +16,6 @@ from adapterhub.formats.roots import adapter_root, tensors_root
 from adapterhub.registry import Registry, inspection
 from adapterhub.tensorfile import read_header
 
-pytestmark = pytest.mark.usefixtures("rows")
-
 MODULE = "bert.encoder.layer.0.output"
 SHAPES: dict[str, tuple[int, ...]] = {
     f"{MODULE}.adapters.md.adapter_down.0.weight": (4, 8),

@@ -1,0 +1,42 @@
+"""What layers that stand beside a model's own tell of it: the width they connect to."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from adapterhub.adapter import Adapter
+from adapterhub.methods.signature import Signature
+
+# AdapterHub's bottlenecks: with a norm before, the projection is the second of its sequence.
+_DOWN = re.compile(r"adapter_down\.\d+\.weight")
+_LAYER = re.compile(r"(.*?)(?:^|\.)(\d+)(?:\.|$)")
+
+
+def bottlenecks(adapter: Adapter) -> Signature | None:
+    """Of an adapter with `adapter_down` projections, (bottleneck, width); None of any other.
+
+    They stand at the output of layers, not on modules with a weight of their own, so that only
+    the width and the number of layers tell; the latter where no layer was left out.
+    """
+    found = [
+        (module, tensor.shape[1])
+        for module, role, tensor in adapter.tensors()
+        if _DOWN.fullmatch(role) and len(tensor.shape) == 2
+    ]
+    if not found:
+        return None
+    widths = {width for _, width in found}
+    width = widths.pop() if len(widths) == 1 else None
+    return Signature(width=width, layers=_layers(module for module, _ in found))
+
+
+def _layers(modules: Iterable[str]) -> int | None:
+    stacks: dict[str, set[int]] = defaultdict(set)
+    for module in modules:
+        if place := _LAYER.match(module):
+            stacks[place[1]].add(int(place[2][:6]))
+    counts = {len(numbers) for numbers in stacks.values()}
+    whole = all(numbers == set(range(len(numbers))) for numbers in stacks.values())
+    return counts.pop() if whole and len(counts) == 1 else None
