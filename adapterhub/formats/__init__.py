@@ -24,7 +24,7 @@ __all__ = [
     "Format",
     "Implementation",
     "detect",
-    "is_candidate",
+    "members",
     "read",
     "spelled",
     "write",
@@ -52,7 +52,8 @@ class Implementation(Protocol):
 @dataclass(frozen=True)
 class Format:
     """`reads`: `add` takes it; else it is recognised and named. `writes`: what was read goes back
-    to files of this format.
+    to files of this format. `alone`: one file is an adapter by itself, so that a directory of
+    several holds several.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Format:
     file: str
     reads: bool = False
     writes: bool = False
+    alone: bool = False
 
     @property
     def does(self) -> str:
@@ -82,6 +84,7 @@ TABLE: Mapping[str, Format] = {
             title="llama.cpp LoRA (GGUF)",
             files="*.gguf with general.type = adapter",
             file="gguf",
+            alone=True,
         ),
         Format(
             name="torchtune",
@@ -117,8 +120,16 @@ TABLE: Mapping[str, Format] = {
             files="adapter_config.json + adapters.safetensors or adapters.npz",
             file="mlx",
         ),
-        Format(name="lycoris", title="LyCORIS", files="one *.safetensors", file="lycoris"),
-        Format(name="kohya", title="kohya sd-scripts", files="one *.safetensors", file="kohya"),
+        Format(
+            name="lycoris", title="LyCORIS", files="one *.safetensors", file="lycoris", alone=True
+        ),
+        Format(
+            name="kohya",
+            title="kohya sd-scripts",
+            files="one *.safetensors",
+            file="kohya",
+            alone=True,
+        ),
         Format(
             name="diffusers",
             title="Hugging Face diffusers LoRA",
@@ -131,7 +142,13 @@ TABLE: Mapping[str, Format] = {
             files="lit_model.pth.lora + hyperparameters.yaml",
             file="litgpt",
         ),
-        Format(name="loralib", title="microsoft/LoRA loralib", files="one *.pt", file="loralib"),
+        Format(
+            name="loralib",
+            title="microsoft/LoRA loralib",
+            files="one *.pt",
+            file="loralib",
+            alone=True,
+        ),
         Format(
             name="tfew",
             title="t-few (IA)³",
@@ -139,6 +156,7 @@ TABLE: Mapping[str, Format] = {
             file="tfew",
             reads=True,
             writes=True,
+            alone=True,
         ),
         Format(
             name="t5x_prompt",
@@ -147,6 +165,7 @@ TABLE: Mapping[str, Format] = {
             file="t5x",
             reads=True,
             writes=True,
+            alone=True,
         ),
         Format(name="pyreft", title="pyreft", files="config.json + intkey_*.bin", file="pyreft"),
     )
@@ -158,10 +177,18 @@ def detect(path: Path) -> Format | None:
     return _recognised(Sight.of(path))
 
 
-def is_candidate(path: Path) -> bool:
-    """Whether somebody meant this for an adapter: of a known format, or with its config's name."""
+def members(path: Path) -> list[Path]:
+    """What somebody meant for adapters right there, in a directory: itself, or files of it.
+
+    Of a known format, or with its config's name. Raises OSError where nothing can be listed.
+    """
     sight = Sight.of(path)
-    return sight.has_config or _recognised(sight) is not None
+    found = _recognised(sight)
+    if found is None:
+        return [path] if sight.has_config else []
+    if not found.alone or sight.file is not None or len(sight.weights) < 2:
+        return [path]
+    return [path / name for name in sight.weights]
 
 
 def _recognised(sight: Sight) -> Format | None:

@@ -146,7 +146,7 @@ def _config_problems(config: Mapping[str, Any], row: Method | None) -> list[Prob
         text = f"peft_type {shown(config['peft_type'])} is not supported by this version"
         remedy = "no release of peft has it; supported: adapterhub methods"
         return [_fatal("method", text, remedy)]
-    found = _base_problems(config) + _task_problems(config)
+    found = _base_problems(config) + _task_problems(config) + _version_problems(config)
     if row.successor:
         now = METHODS[row.successor].peft_type
         text = f"peft has renamed {row.peft_type}, and loads it no more"
@@ -168,6 +168,15 @@ def _schema_problems(row: Method, config: Mapping[str, Any]) -> list[Problem]:
     if sentences:
         return [_fatal("config", f"{CONFIG}: {line}", "correct the field") for line in sentences]
     return pattern_problems(config, ())
+
+
+def _version_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """A build between two releases may have had fields, or meanings, that no release has."""
+    version = _string(config, "peft_version")
+    if version is None or not re.search(r"dev|[@+]", version):
+        return []
+    text = f"a development build of peft wrote it: {shown(version)}"
+    return [Problem("peft-dev", text, "save it again with a release, and compare the outputs")]
 
 
 def _task_problems(config: Mapping[str, Any]) -> list[Problem]:

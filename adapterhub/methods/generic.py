@@ -252,7 +252,12 @@ def _whole(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 
 
 def parts(adapter: Adapter) -> Meaning:
-    """The whole tensors; what the method itself does is nobody's part yet."""
+    """The whole tensors; what the method itself does is nobody's part yet.
+
+    Only PEFT's are the model's own: the heads of other formats are modules of their library.
+    """
+    if adapter.format != "peft":
+        return ()
     return tuple(
         Replacement(module, role.removeprefix(REPLACE), tensor, role)
         for module, role, tensor in adapter.tensors()

@@ -16,6 +16,8 @@ from adapterhub.tensorfile import shown
 
 TARGETS = ("target_modules", "exclude_modules", "feedforward_modules")
 _LAYERS = "layers_pattern"
+_MOST = 8  # names in a sentence
+_DEEPEST = 32  # parts of a name in target_modules
 _WORDS = ("all-linear",)  # a word of peft's, and no pattern
 _ENDINGS = "ADAPTION_PROMPT"  # whose string is the ending of a path
 
@@ -27,7 +29,28 @@ def problems(adapter: Adapter) -> list[Problem]:
         for module, roles in adapter.modules.items()
         if module and any(not role.startswith(REPLACE) for role in roles)
     ]
-    return pattern_problems(adapter.config, modules)
+    return [*pattern_problems(adapter.config, modules), *_unmatched(adapter.config, modules)]
+
+
+def _unmatched(config: Mapping[str, Any], modules: Sequence[str]) -> Iterator[Problem]:
+    """Names of `target_modules` that adapt nothing: peft passes over them in silence."""
+    names = config.get(TARGETS[0])
+    if not isinstance(names, list) or not modules:
+        return
+    ends = {ending for module in modules for ending in _endings(module)}
+    idle = sorted(name for name in names if isinstance(name, str) and name not in ends)
+    if idle:
+        listed = ", ".join(map(shown, idle[:_MOST])) + (" …" if len(idle) > _MOST else "")
+        text = f"{TARGETS[0]} names {listed}, and the weights hold nothing for "
+        text += "it" if len(idle) == 1 else "them"
+        remedy = "check that the base has modules of that name, and that all weights are here"
+        yield Problem("target-mismatch", text, remedy)
+
+
+def _endings(module: str) -> Iterator[str]:
+    """`a.b.c`, `b.c`, `c`: what peft compares a name with."""
+    parts = module.split(".")[-_DEEPEST:]
+    return (".".join(parts[start:]) for start in range(len(parts)))
 
 
 def pattern_problems(config: Mapping[str, Any], modules: Sequence[str]) -> list[Problem]:

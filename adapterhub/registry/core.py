@@ -131,7 +131,7 @@ class Registry:
         return self.base.identify(self.load(text, allow_pickle=allow_pickle).adapter)
 
     def holds_many(self, text: str | Path) -> Path | None:
-        """The directory that `text` means, if it is no adapter itself but has some below it."""
+        """The directory that `text` means, if it is not one adapter but has some in it."""
         return looking.holds_many(self.store, text)
 
     # --- adding -------------------------------------------------------------------------------
@@ -150,15 +150,17 @@ class Registry:
     ) -> Added:
         """Store the adapter at `path` as a new version of `name` (default: from the path).
 
+        `hub:owner/name` is a repository in the Hugging Face cache.
+
         With `base` (a BASE) it is checked against that base, whose digests are recorded and which
         is registered; `progress` is told of its bytes hashed. The same bytes again change nothing.
         Raises what is wrong, before anything is stored.
         """
-        path = Path(path).expanduser()
+        path = looking.local(path)
         before = adding.fingerprints(path)
         reading = loading.read(path, allow_pickle)
         request = Request(
-            name=check_name(name or runs.spelled(reading.path.resolve().name)),
+            name=check_name(name or runs.default_name(reading.path)),
             tags=tuple(check_tag(t) for t in ([tag] if isinstance(tag, str) else tag)),
             labels=tuple(labels),
             new=new,

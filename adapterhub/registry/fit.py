@@ -10,6 +10,7 @@ from adapterhub.base import Base
 from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows, method
+from adapterhub.registry import matching, structures
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.places import delta_shape, missing, sites
 from adapterhub.registry.tied import seen
@@ -113,9 +114,21 @@ def _has(found: ModelClass, part: Replacement) -> bool:
 
 def check(base: Base, adapter: Adapter, *, name: str) -> None:
     """Raises BaseMismatch with every module that the base lacks or has in another shape."""
-    parts = method(adapter.method).implementation.parts(adapter)
+    row = method(adapter.method)
+    parts = row.implementation.parts(adapter)
     refuse(base, name, mismatches(base, adapter, parts))
+    if "merge" not in row.does:
+        refuse(base, name, _unlike(base, adapter))
     target_class(base, [(adapter, parts)])
+
+
+def _unlike(base: Base, adapter: Adapter) -> list[str]:
+    """For methods without parts: what the sides of their tensors tell against the base."""
+    told = matching.seen(method(adapter.method).implementation.signature(adapter))
+    if told.empty:
+        return []
+    found = matching.compare(told, structures.of_base(base))
+    return [found] if isinstance(found, str) else []
 
 
 def refuse(base: Base, name: str, found: Sequence[str]) -> None:

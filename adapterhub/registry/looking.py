@@ -14,13 +14,25 @@ from adapterhub.registry.inspection import Inspection
 from adapterhub.store import Store, parse_ref
 from adapterhub.tensorfile import usable_cores
 
+HUB = "hub:"
+
+
+def local(path: str | Path) -> Path:
+    """Where the files are that `path` means: of `hub:owner/name` and the cache's own folder those
+    of the newest snapshot. Raises NotFound for what is not in the cache.
+    """
+    text = str(path)
+    if text.startswith(HUB):
+        return hubcache.adapter(text.removeprefix(HUB))
+    return hubcache.snapshot(Path(path).expanduser())
+
 
 def as_path(store: Store, text: str | Path) -> Path | None:
     """The path that `text` means, or None if it means a ref. Raises InvalidName for both."""
     if isinstance(text, Path):
         return text
-    if text.startswith("hub:"):
-        return hubcache.adapter(text.removeprefix("hub:"))
+    if text.startswith(HUB):
+        return local(text)
     if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
         return Path(text).expanduser()
     path = Path(text)
@@ -45,7 +57,7 @@ def inspect(store: Store, bases: Bases, text: str | Path, *, allow_pickle: bool)
     identify = bases.identifier()
     path = as_path(store, text)
     if path is not None:
-        reading = loading.read(hubcache.snapshot(path), allow_pickle)
+        reading = loading.read(local(path), allow_pickle)
         return inspection.inspect(reading, source=str(path), identify=identify)
     name, digest = store.resolve(str(text))
     manifest = store.manifest(digest)
@@ -56,12 +68,14 @@ def inspect(store: Store, bases: Bases, text: str | Path, *, allow_pickle: bool)
 
 
 def holds_many(store: Store, text: str | Path) -> Path | None:
-    """The directory that `text` means, if it is no adapter itself but has some below it."""
+    """The directory that `text` means, if it is not one adapter but has some in it."""
     path = as_path(store, text)
     if path is None or not path.is_dir():
         return None
-    path = hubcache.snapshot(path)
-    return path if formats.detect(path) is None and any(runs.find(path)) else None
+    path = local(path)
+    own = formats.members(path)
+    many = len(own) > 1 or (not own and any(runs.find(path)))
+    return path if many else None
 
 
 def inspect_runs(bases: Bases, root: Path, *, allow_pickle: bool) -> Iterator[Inspection]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from adapterhub import formats
 from adapterhub.errors import AdapterHubError, NotFound
+from adapterhub.registry import hubcache
 from adapterhub.registry.adding import Added
 
 _RUN = re.compile(r"checkpoint-\d+")
@@ -44,7 +45,7 @@ def refused(path: Path, name: str, error: AdapterHubError) -> Taken:
 
 
 def find(root: Path) -> Iterator[Path]:
-    """Directories below `root` (or itself) that look like adapters, in the order of their names.
+    """Adapters below `root` (or itself), in the order of their names: mostly directories.
 
     Links to directories are not followed, hidden ones and homes of registries are left aside; those
     that cannot be opened are yielded, so that whoever reads them says why.
@@ -56,8 +57,7 @@ def find(root: Path) -> Iterator[Path]:
             below[:] = []
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
-        if formats.is_candidate(path):
-            yield path
+        yield from formats.members(path)
     yield from (Path(error.filename) for error in closed if error.filename)
 
 
@@ -83,11 +83,25 @@ def names(root: Path, found: Sequence[Path], name: str | None) -> Iterator[tuple
     `runs` holds `ner/checkpoint-500`: `ner-checkpoint-500`. Where `root` is itself a run (it holds
     an adapter, or `checkpoint-500`), its own name comes first.
     """
-    below = [path.relative_to(root).parts for path in found]
+    below = [_unsuffixed(path).relative_to(root).parts for path in found]
     is_run = any(not parts or _RUN.fullmatch(parts[0]) for parts in below)
     start = name or (root.resolve().name if is_run else "")
     for path, parts in zip(found, below, strict=True):
         yield path, spelled("-".join([*([start] if start else []), *parts]))
+
+
+def default_name(path: Path) -> str:
+    """Of an adapter: its repository's name on the Hub, its directory's, or that of its one file.
+
+    A file may be a link to a blob, whose name says nothing.
+    """
+    if path.is_file():
+        return spelled(path.stem)
+    return spelled(hubcache.repository(path.resolve()) or path.resolve().name)
+
+
+def _unsuffixed(path: Path) -> Path:
+    return path.with_suffix("") if path.is_file() else path
 
 
 def spelled(text: str) -> str:

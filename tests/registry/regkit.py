@@ -31,8 +31,8 @@ def numbers(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def save_base(path: Path, seed: int = 0) -> Path:
-    """A bare BertModel with one layer."""
+def save_base(path: Path, seed: int = 0, **fields: Any) -> Path:
+    """A bare BertModel with one layer; `fields` go into its config too."""
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.LayerNorm.weight": (HIDDEN,),
         "embeddings.LayerNorm.bias": (HIDDEN,),
@@ -47,7 +47,7 @@ def save_base(path: Path, seed: int = 0) -> Path:
     path.mkdir(parents=True)
     write_tensors(path / "model.safetensors", arrays)
     config = {"architectures": ["BertModel"], "model_type": "bert", "num_hidden_layers": 1}
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps(config | fields))
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapterhub.errors import NotFound
@@ -44,6 +45,9 @@ def test_the_hubs_cache(hub: Path, home: Path, peft_dir: Maker) -> None:
         for what in ("hub:owner/tuned", str(place), str(place / "snapshots" / COMMIT)):
             assert (registry.inspect(what).rank or {})["max"] == 2
         assert registry.load("hub:owner/tuned").adapter.method == "lora"
+        added = registry.add("hub:owner/tuned")
+        assert added.name == "owner/tuned"
+        assert registry.add(place).status == "unchanged"
         with pytest.raises(NotFound, match="owner/other is not in the Hugging Face cache"):
             registry.inspect("hub:owner/other")
         with pytest.raises(NotFound, match="is not in the Hugging Face cache"):
@@ -73,3 +77,20 @@ def test_a_directory_of_many(home: Path, tmp_path: Path, peft_dir: Maker) -> Non
         assert [any(p.fatal for p in one.problems) for one in found] == [False, True, False]
         with pytest.raises(NotFound, match="there is no adapter below"):
             list(registry.inspect_runs(tmp_path / "home"))
+
+
+def test_files_that_are_adapters_by_themselves(home: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for number, name in enumerate(("mrpc", "sst2"), 1):
+        np.save(prompts / f"{name}.npy", np.full((number, 8), 0.5, np.float32))
+    with Registry() as registry:
+        assert registry.holds_many(prompts) == prompts
+        found = [(Path(one.source).name, one.method) for one in registry.inspect_runs(prompts)]
+        assert found == [("mrpc.npy", "prompt_tuning"), ("sst2.npy", "prompt_tuning")]
+        taken = list(registry.add_runs(prompts))
+        assert [(one.name, one.status) for one in taken] == [("mrpc", "added"), ("sst2", "added")]
+        assert registry.add(prompts / "mrpc.npy").name == "mrpc"
+        (prompts / "sst2.npy").unlink()
+        assert registry.holds_many(prompts) is None
+        assert registry.inspect(prompts).method == "prompt_tuning"
