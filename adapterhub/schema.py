@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urljoin
 
 from adapterhub.errors import SchemaError, StoreError
 
@@ -111,7 +112,40 @@ def _validator(name: str) -> Draft202012Validator:
 
     load(name)
     registry: Registry[Any] = Registry(retrieve=_retrieve)  # type: ignore[call-arg]
-    return Draft202012Validator({"$ref": f"{_BASE_URI}{name}.json"}, registry=registry)
+    # Read in ahead: a registry that has to fetch does so in every check anew.
+    for uri in _referenced(f"{_BASE_URI}{name}.json"):
+        registry = registry.with_resource(uri, _retrieve(uri))
+    return Draft202012Validator({"$ref": f"{_BASE_URI}{name}.json"}, registry=registry.crawl())
+
+
+def _referenced(uri: str) -> set[str]:
+    """`uri` and what it refers to, directly or not; what is not shipped is left out."""
+    from referencing.exceptions import NoSuchResource
+
+    found: set[str] = set()
+    waiting = [uri]
+    while waiting:
+        one = waiting.pop()
+        if one in found:
+            continue
+        try:
+            schema = _retrieve(one).contents
+        except (NoSuchResource, StoreError):
+            continue
+        found.add(one)
+        waiting += [urljoin(one, ref).partition("#")[0] for ref in _refs(schema)]
+    return found
+
+
+def _refs(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        ref = value.get("$ref")
+        if isinstance(ref, str):
+            yield ref
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _refs(item)
 
 
 def _retrieve(uri: str) -> Resource[Any]:

@@ -129,17 +129,23 @@ class Bases:
         return self.identifier()(adapter)
 
     def identifier(self) -> Callable[[Adapter], Identification]:
-        """`identify`, for many adapters: the registered bases are looked up once."""
+        """`identify`, for many adapters: the registered bases are looked up once, and adapters of
+        one shape compared once.
+        """
         registered, skipped = self.structures()
+        known: dict[tuple[Any, ...], Identification] = {}
 
         def find(adapter: Adapter) -> Identification:
-            return identify(
-                method(adapter.method).implementation.signature(adapter),
-                declared=adapter.base.name,
-                registered=registered,
-                cut=adapter.config.get("layers_to_transform") is not None,
-                skipped=skipped,
-            )
+            told = method(adapter.method).implementation.signature(adapter)
+            name = adapter.base.name
+            cut = adapter.config.get("layers_to_transform") is not None
+            sizes = (tuple(told.modules.items()), tuple(told.whole.items()))
+            key = (*sizes, told.width, told.layers, told.kv_width, name, cut)
+            if key not in known:
+                known[key] = identify(
+                    told, declared=name, registered=registered, cut=cut, skipped=skipped
+                )
+            return known[key]
 
         return find
 

@@ -119,7 +119,7 @@ class Registry:
         return looking.inspect(self.store, self.base, text, allow_pickle=allow_pickle)
 
     def inspect_runs(self, root: str | Path, *, allow_pickle: bool = False) -> Iterator[Inspection]:
-        """Every adapter below the directory `root`, in the order of their paths, on all cores.
+        """Every adapter below the directory `root`, in the order of their paths.
 
         What cannot be read at all has a fatal problem that says why. Raises NotFound where there
         is no adapter.

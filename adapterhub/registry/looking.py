@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adapterhub import formats
@@ -12,7 +11,6 @@ from adapterhub.registry import checkout, hubcache, inspection, loading, runs
 from adapterhub.registry.bases import Bases
 from adapterhub.registry.inspection import Inspection
 from adapterhub.store import Store, parse_ref
-from adapterhub.tensorfile import usable_cores
 
 HUB = "hub:"
 
@@ -79,15 +77,11 @@ def holds_many(store: Store, text: str | Path) -> Path | None:
 
 
 def inspect_runs(bases: Bases, root: Path, *, allow_pickle: bool) -> Iterator[Inspection]:
-    found = runs.below(root)
+    """In one thread: most of it is Python, and two would only wait for each other."""
     identify = bases.identifier()
-
-    def look(path: Path) -> Inspection:
+    for path in runs.below(root):
         try:
             reading = loading.read(path, allow_pickle)
-            return inspection.inspect(reading, source=str(path), identify=identify)
+            yield inspection.inspect(reading, source=str(path), identify=identify)
         except AdapterHubError as error:
-            return inspection.unreadable(path, error)
-
-    with ThreadPoolExecutor(usable_cores(), "inspect") as pool:
-        yield from pool.map(look, found)
+            yield inspection.unreadable(path, error)

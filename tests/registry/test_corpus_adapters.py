@@ -99,7 +99,7 @@ def test_odd_ones_meet_their_verdicts(corpus: Path, home: Path) -> None:
 @pytest.mark.parametrize(
     ("slug", "code"),
     [
-        # Its repository says MonteCLoRA; in its files that field is null, and the tensors are LoRA's.
+        # Its repository says MonteCLoRA; in its files that field is null.
         ("lora-plus-variant-monteclora", "peft-dev"),
         ("legacy-test-adalora-mlp", "no-base"),
         ("invalid-task-type", "task-type"),
