@@ -88,6 +88,7 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
         problems=tuple(problems + card_problems),
         card=front,
         tensors=weights[1] if weights else {},
+        outline=peft_sight.outline(sight) if adapter is None else None,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from adapterhub.adapter import Problem
-from adapterhub.formats import adapterhub_config, merged_linear, mlx
+from adapterhub.adapter import Outline, Problem
+from adapterhub.formats import adapterhub_config, merged_linear, mlx, named
+from adapterhub.formats.claims import claim
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import CONFIG, Sight
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PROMPT = "prompt_embeddings"
+_PREFIX = "base_model.model."
+_RANKS = ((r"lora_(embedding_)?A(\.weight)?", 0), (r"ia3_l", 2))  # (IA)³ has no third axis
 
 
 def recognises(sight: Sight) -> bool:
@@ -30,6 +33,16 @@ def recognises(sight: Sight) -> bool:
 def _is_peft(content: Content) -> bool:
     names = content.shapes
     return any(n.startswith("base_model.") or n == _PROMPT for n in names)
+
+
+def outline(sight: Sight) -> Outline:
+    """What a pickle that nobody consented to shows by its names and shapes."""
+    contents = [sight.content(name) for name in WEIGHTS if name in sight.weights]
+    by_module, modules = named.ranks(contents, _RANKS)
+    ranks = {name.removeprefix(_PREFIX): rank for name, rank in by_module.items()}
+    alpha = named.number(sight.config.get("lora_alpha"))
+    targets = tuple(name.removeprefix(_PREFIX) for name in modules)
+    return Outline(ranks, targets, alpha, claim(sight.config))
 
 
 def alone(sight: Sight) -> list[Problem]:

@@ -52,6 +52,8 @@ def test_without_consent_it_is_not_opened(
         "Remedy: --allow-pickle reads its tensors and nothing else"
     )
     assert reading.config["r"] == 2
+    assert reading.outline is not None  # by the names in it
+    assert (dict(reading.outline.ranks), reading.outline.targets) == ({"q": 2}, ("q",))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
