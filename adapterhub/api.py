@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
 from adapterhub.formats.roots import adapter_root
+from adapterhub.hub.client.pull import pull
 from adapterhub.merging import (
     MergePlan,
     MergeReport,
@@ -369,5 +370,6 @@ __all__ = [
     "open",
     "parse_size",
     "plan_merge",
+    "pull",
     "verify_directory",
 ]

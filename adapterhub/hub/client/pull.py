@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,8 @@ from adapterhub.errors import AdapterHubError, AlreadyExists
 from adapterhub.hub.client import network, pull_finding, pull_sidecar
 from adapterhub.hub.client.pull_fetching import Fetcher, Progress, staged
 from adapterhub.hub.client.pull_finding import Found
-from adapterhub.hub.client.pull_listing import (
-    Entry,
-    Listing,
-    Spec,
-    ask,
-    parse,
-    refuse_twins,
-    resolve,
-)
+from adapterhub.hub.client.pull_listing import Listing, Spec, ask, parse, refuse_twins, resolve
+from adapterhub.hub.client.pull_origins import Origin, refuse_other, version_from
 from adapterhub.hub.client.pull_records import (
     Records,
     is_offline,
@@ -29,10 +22,11 @@ from adapterhub.hub.client.pull_records import (
 )
 from adapterhub.registry import Registry, adding, inspection, loading
 from adapterhub.registry.adding import Added, Request
-from adapterhub.store import LATEST, Store, check_name, check_tag
+from adapterhub.store import LATEST, check_name, check_tag
 
 _DESCRIBED = 500  # adapters of one repository whose configs are read for the list
 _MAX_CONFIG_BYTES = 4 * 1024 * 1024
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -60,10 +54,7 @@ class Pulled:
     why. `bytes` is the size of its stored files, `downloaded` what came over the wire for it.
     """
 
-    endpoint: str
-    repository: str
-    commit: str
-    subfolder: str
+    origin: Origin
     name: str
     version: str | None
     status: str
@@ -77,7 +68,9 @@ class Pulled:
     remedy: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        del found["origin"]
+        return {**self.origin.fields, **found}
 
 
 @dataclass(frozen=True)
@@ -96,24 +89,45 @@ class Options:
             check_tag(tag)
 
 
-OnPlan = Callable[[PullPlan], Progress | None]
+OnPlan = Callable[[PullPlan], Progress | None] | None
 
 
 def pull(
-    registry: Registry,
     repository: str,
     *,
     revision: str | None = None,
-    options: Options,
-    on_plan: OnPlan | None = None,
+    name: str | None = None,
+    all: bool = False,
+    tag: str | Sequence[str] = (),
+    allow_pickle: bool = False,
+    registry: Registry | None = None,
+    on_plan: OnPlan = None,
     on_list: Progress | None = None,
 ) -> tuple[Pulled, ...]:
-    """`api.pull` says what it does."""
+    """An adapter of a hub ($HF_ENDPOINT) → a version in the registry, with its commit as origin.
+
+    `repository`: `OWNER/NAME`, or `OWNER/NAME/FOLDER` where it holds several; `all` takes each of
+    them, by itself, and tells of those that are refused. `revision`: a branch, tag or commit.
+    `name`: by default `owner/name`, or `owner/name--folder`; a name that came from elsewhere is
+    refused. `tag`: tags to move to the version too. `allow_pickle`: take .bin files. `on_plan` is
+    given what was found and what will be taken, before that is downloaded, and returns a function
+    that is told of bytes; `on_list` is told of files listed.
+
+    Every file is hashed against what the hub states, and against adapterhub.json where there is
+    one, before anything is added. A commit that the registry has is not asked for again.
+
+    Raises NotFound, UnknownFormat for a model, InvalidOption where one of several is to be named,
+    PickleRefused, IntegrityError, AlreadyExists, RemoteError.
+    """
     spec = parse(repository)
-    return _Pull(registry, spec, options).run(revision, on_plan, on_list)
+    options = Options(name, (tag,) if isinstance(tag, str) else tuple(tag), all, allow_pickle)
+    with nullcontext(registry) if registry is not None else Registry() as reg:
+        return _Pull(reg, spec, options).run(revision, on_plan, on_list)
 
 
 class _Pull:
+    """One call. What it is told of the hub is kept in `records`."""
+
     def __init__(self, registry: Registry, spec: Spec, options: Options) -> None:
         self.store = registry.store
         self.home = registry.home
@@ -122,7 +136,7 @@ class _Pull:
         self.records = Records(registry.home, spec)
 
     def run(
-        self, revision: str | None, on_plan: OnPlan | None, on_list: Progress | None
+        self, revision: str | None, on_plan: OnPlan, on_list: Progress | None
     ) -> tuple[Pulled, ...]:
         commit = self._commit(revision)
         if (known := self._known_without_list(commit)) is not None:
@@ -137,10 +151,13 @@ class _Pull:
         fetcher.progress = on_plan(plan) if on_plan else None
         if not chosen:
             raise pull_finding.several(self.spec, found)
-        if not self.options.every:
-            others = len(found) - 1 if chosen[0].path == "" else 0
-            return (self._take(chosen[0], self._name(chosen[0]), listing, fetcher, others),)
-        return tuple(self._each(chosen, listing, fetcher))
+        if self.options.every:
+            return tuple(self._each(chosen, listing, fetcher))
+        (one,) = chosen
+        others = len(found) - 1 if one.path == "" else 0
+        return (self._take(one, self._name(one), listing, fetcher, others),)
+
+    # --- what the hub says
 
     def _commit(self, revision: str | None) -> str:
         if is_offline():
@@ -161,21 +178,22 @@ class _Pull:
 
     def _described(self, found: Sequence[Found], fetcher: Fetcher) -> tuple[Found, ...]:
         """With what their configs say; only those of some, where there are very many."""
-        first = [one for one in found[:_DESCRIBED] if _has_small_config(one)]
-        paths = fetcher.fetch([one.config for one in first if one.config])
-        read = {
-            one.path: self._with_config(one, path) for one, path in zip(first, paths, strict=True)
-        }
-        return tuple(read.get(one.path, one) for one in found)
+        configs = {one.path: one.config for one in found[:_DESCRIBED] if one.config}
+        small = {k: entry for k, entry in configs.items() if entry.size <= _MAX_CONFIG_BYTES}
+        paths = dict(zip(small, fetcher.fetch(list(small.values())), strict=True))
+        return tuple(
+            self._with_config(one, paths.get(one.path)) if one.is_file or one.path in paths else one
+            for one in found
+        )
 
-    def _with_config(self, one: Found, path: Path) -> Found:
-        config = one.config
-        if config is None:
+    def _with_config(self, one: Found, path: Path | None) -> Found:
+        """`path` is that of its config in the cache, where a stranger's other files may lie too."""
+        if one.config is None or path is None:
             return pull_finding.described(one, None)
-        with staged(self.home, [config], [path]) as place:
-            return pull_finding.described(one, place / config.name)
+        with staged(self.home, [one.config], [path]) as place:
+            return pull_finding.described(one, place / one.config.name)
 
-    # --- names and origins
+    # --- what the registry knows
 
     def _name(self, one: Found) -> str:
         if self.options.name is None:
@@ -184,13 +202,8 @@ class _Pull:
             return self.options.name
         return check_name(pull_finding.sub_name(self.options.name, one.path))
 
-    def _origin(self, commit: str, path: str) -> dict[str, str]:
-        return {
-            "hub": self.spec.repository,
-            "endpoint": network.host(),
-            "commit": commit,
-            "subfolder": path,
-        }
+    def _origin(self, commit: str, path: str) -> Origin:
+        return Origin(network.host(), self.spec.repository, commit, path)
 
     def _known_without_list(self, commit: str) -> Pulled | None:
         """The version that this commit became when it was pulled before, if the name tells."""
@@ -198,20 +211,16 @@ class _Pull:
             return None
         path = self.spec.subfolder
         name = self.options.name or pull_finding.default_name(self.spec.repository, path)
-        return self._known(name, commit, path)
+        return self._known(name, self._origin(commit, path))
 
-    def _known(self, name: str, commit: str, path: str) -> Pulled | None:
-        version = _version_from(self.store, name, self._origin(commit, path))
+    def _known(self, name: str, origin: Origin) -> Pulled | None:
+        version = version_from(self.store, name, origin)
         if version is None:
             return None
         changed = [self.store.tag(name, version, tag).events for tag in self.options.tags]
         manifest = self.store.manifest(version)
-        notes = ()
-        if (latest := self.store.state(name).tags.get(LATEST)) != version:
-            text = f"{name}:latest is another version, {(latest or '')[:19]}, and stays so"
-            notes = (f"{text} (adapterhub tag {name}@{version[:19]} latest)",)
         return Pulled(
-            **self._place(commit, path),
+            origin=origin,
             name=name,
             version=f"{name}@{version}",
             status="updated" if any(changed) else "unchanged",
@@ -219,12 +228,15 @@ class _Pull:
             base=manifest["base"]["name"],
             parameters=manifest["parameters"],
             bytes=sum(entry["size"] for entry in manifest["files"]),
-            notes=notes,
+            notes=self._note_of_latest(name, version),
         )
 
-    def _place(self, commit: str, path: str) -> dict[str, str]:
-        where = {"endpoint": network.host(), "repository": self.spec.repository}
-        return {**where, "commit": commit, "subfolder": path}
+    def _note_of_latest(self, name: str, version: str) -> tuple[str, ...]:
+        latest = self.store.state(name).tags[LATEST]
+        if latest == version:
+            return ()
+        text = f"{name}:latest is another version, {latest[:19]}, and stays so"
+        return (f"{text} (adapterhub tag {name}@{version[:19]} latest)",)
 
     # --- taking
 
@@ -241,28 +253,24 @@ class _Pull:
                     )
                 yield self._take(one, name, listing, fetcher, 0)
             except AdapterHubError as error:
+                origin = self._origin(listing.commit, one.path)
                 yield Pulled(
-                    **self._place(listing.commit, one.path),
-                    name=name,
-                    version=None,
-                    status="refused",
-                    error=error.message,
-                    remedy=error.remedy,
+                    origin, name, None, "refused", error=error.message, remedy=error.remedy
                 )
 
     def _take(
         self, one: Found, name: str, listing: Listing, fetcher: Fetcher, others: int
     ) -> Pulled:
-        if (known := self._known(name, listing.commit, one.path)) is not None:
-            return known
         origin = self._origin(listing.commit, one.path)
-        _refuse_stranger(self.store, name, origin)
+        if (known := self._known(name, origin)) is not None:
+            return known
+        refuse_other(self.store, name, origin)
         pull_finding.refuse(one, self.spec, allow_pickle=self.options.allow_pickle)
         refuse_twins(listing, one.files)
         before = fetcher.downloaded
         added = self._added(one, name, origin, fetcher)
         return Pulled(
-            **self._place(listing.commit, one.path),
+            origin=origin,
             name=name,
             version=added.version,
             status=added.status,
@@ -274,73 +282,32 @@ class _Pull:
             notes=(*added.notes, *_left(one, listing, others)),
         )
 
-    def _added(self, one: Found, name: str, origin: Mapping[str, str], fetcher: Fetcher) -> Added:
-        config = one.config
-        if config is not None:
-            (path,) = fetcher.fetch([config])
+    def _added(self, one: Found, name: str, origin: Origin, fetcher: Fetcher) -> Added:
+        if one.config is not None:
+            (path,) = fetcher.fetch([one.config])
             pull_finding.refuse_format(self._with_config(one, path), self.spec)
         paths = fetcher.fetch(one.files)
-        where = f"{self.spec.repository}/{one.path}".rstrip("/")
-        with staged(self.home, one.files, paths) as place, _named_after(where, place):
+        with staged(self.home, one.files, paths) as place, _named_after(origin.shown, place):
             before = adding.fingerprints(place)
             inside = place / one.files[0].name if one.is_file else place
             reading = loading.read(inside, self.options.allow_pickle)
             adapter = inspection.require(reading)
-            notes = pull_sidecar.check(place, reading, adapter, where)
-            request = Request(name, self.options.tags, origin=origin)
+            notes = pull_sidecar.check(place, reading, adapter, origin.shown)
+            request = Request(name, self.options.tags, origin=origin.fields)
             added = adding.add(self.store, reading, request, None, before)
         return replace(added, notes=(*added.notes, *notes))
-
-
-def _has_small_config(one: Found) -> bool:
-    return one.config is not None and one.config.size <= _MAX_CONFIG_BYTES
-
-
-# --- what the registry knows ------------------------------------------------------------------
-
-
-def _origins(store: Store, name: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Where versions of a live name came from, the latest first, and their digests."""
-    if not store.exists(name):
-        return
-    for event in reversed(store.history(name)):
-        if event.fields.get("origin") and event.fields.get("to"):
-            yield event.fields["origin"], event.fields["to"]
-
-
-def _version_from(store: Store, name: str, origin: Mapping[str, str]) -> str | None:
-    for each, digest in _origins(store, name):
-        if dict(each) == origin and digest in store.state(name).versions:
-            return digest
-    return None
-
-
-def _refuse_stranger(store: Store, name: str, origin: Mapping[str, str]) -> None:
-    """Raises AlreadyExists for a name that never came from this place."""
-    if not store.exists(name):
-        return
-    here = {**origin, "commit": ""}
-    if any({**each, "commit": ""} == here for each, _ in _origins(store, name)):
-        return
-    last = next((each for each, _ in _origins(store, name)), {})
-    known = f"hub:{last['hub']} at {last.get('endpoint')}" if "hub" in last else last.get("path")
-    raise AlreadyExists(
-        f"the name {name} is taken, by what came from {known or 'elsewhere'}",
-        remedy=f"choose another: --name NAME (adapterhub history {name} tells more)",
-    )
-
-
-# --- words ------------------------------------------------------------------------------------
 
 
 def _left(one: Found, listing: Listing, others: int) -> list[str]:
     """What of the repository was not taken."""
     notes = []
     if one.aside:
-        more = f" and {len(one.aside) - 5} more" if len(one.aside) > 5 else ""
-        notes.append(f"not taken: {', '.join(one.aside[:5])}{more}")
+        left = len(one.aside) - _SHOWN
+        more = f" and {left} more" if left > 0 else ""
+        notes.append(f"not taken: {', '.join(one.aside[:_SHOWN])}{more}")
     if others:
-        notes.append(f"{others} more of its adapters lie in folders of the repository (--all)")
+        text = f"{listing.repository} holds {others} more in its folders"
+        notes.append(f"{text} (--all, or {listing.repository}/FOLDER)")
     if listing.odd:
         notes.append(f"{listing.odd} files with names that no disk should hold were not looked at")
     return notes
@@ -357,6 +324,3 @@ def _named_after(where: str, place: Path) -> Iterator[None]:
         error.details = tuple(detail.replace(str(place), where) for detail in error.details)
         error.args = (error.message,)
         raise
-
-
-__all__ = ["Entry", "Found", "Options", "PullPlan", "Pulled", "pull"]

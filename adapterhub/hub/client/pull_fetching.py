@@ -142,7 +142,7 @@ def is_whole(path: Path, entry: Entry) -> bool:
 
 
 def digests(path: Path) -> tuple[int, str, str]:
-    """Size, sha256, and the id that git gives a blob of these bytes: sha1 of "blob SIZE\\0" + bytes."""
+    """Size, sha256, and the id of a blob in git: the sha1 of "blob SIZE", a zero, and the bytes."""
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         sha256 = hashlib.sha256()

@@ -157,7 +157,7 @@ def _entry(item: Any) -> Entry:
 
 
 def _understood(call: Callable[[], Any], spec: Spec) -> Any:
-    """What `call` gives. Raises RemoteError where huggingface_hub cannot make sense of an answer."""
+    """What `call` gives. Raises RemoteError where huggingface_hub understands no answer."""
     try:
         return call()
     except (TypeError, AttributeError, KeyError, RecursionError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 from adapterhub import schema, strictjson
 from adapterhub.adapter import REPLACE, Adapter, Reading
 from adapterhub.errors import AdapterHubError, IntegrityError
+from adapterhub.formats import stored
 from adapterhub.formats.peft import looks_like_path
 from adapterhub.formats.roots import tensors_root
 from adapterhub.hub.client.pull_fetching import digests
@@ -16,6 +17,7 @@ from adapterhub.methods import method
 from adapterhub.registry import checkout, fit
 from adapterhub.registry.bases import short_name
 from adapterhub.registry.inspection import rank_summary
+from adapterhub.tensorfile import Tensor
 
 _MOST = 8
 
@@ -39,7 +41,7 @@ def check(directory: Path, reading: Reading, adapter: Adapter, where: str) -> tu
         schema.check(document, "manifest", what=checkout.MANIFEST)
     except AdapterHubError as error:
         raise _refused(where, [error.message, *error.details]) from error
-    if found := [*_files(document, reading), *_facts(document, adapter, reading)]:
+    if found := _files(document, reading) or _facts(document, adapter, reading):
         raise _refused(where, found)
     return ()
 
@@ -85,7 +87,7 @@ def _facts(document: Mapping[str, Any], adapter: Adapter, reading: Reading) -> l
         "dtype": (document["dtype"], "+".join(adapter.dtypes)),
         "number of parameters": (document["parameters"], adapter.parameters),
         "task": (document["task"], adapter.task),
-        "adapter root": (document["adapter_root"], tensors_root(reading.tensors)),
+        "adapter root": (document["adapter_root"], _root(reading)),
         "base": (document["base"]["name"], _base_name(document["base"], adapter)),
         "base's revision": (document["base"]["revision"], _revision(document["base"], adapter)),
         "base's quantisation": (document["base"]["quantization"], adapter.base.quantization),
@@ -96,6 +98,15 @@ def _facts(document: Mapping[str, Any], adapter: Adapter, reading: Reading) -> l
         if said != here
     ]
     return [*differ, *_labels(document["labels"], adapter)]
+
+
+def _root(reading: Reading) -> str:
+    """As `add` makes it: over the tensors of the files, by their names there."""
+    weights = [file for file in reading.files if file.kind == "weights"]
+    found: dict[str, Tensor] = {}
+    for file in weights:
+        found |= stored.tensors(file.name, file.path)
+    return tensors_root(found)
 
 
 def _is_shortened(base: Mapping[str, Any], adapter: Adapter) -> bool:
