@@ -26,7 +26,6 @@ from adapterhub.formats.claims import claim
 from adapterhub.formats.sight import CONFIG, MAX_LOOKS, Sight
 from adapterhub.hub.client.pull_listing import Entry, Listing, Spec
 from adapterhub.registry import checkout, runs
-from adapterhub.tensorfile import shown
 
 README = "README.md"
 MAX_BESIDE_BYTES = 256 * 1024 * 1024  # of a config, a tokenizer, a card
@@ -46,6 +45,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 _T_FEW = re.compile(r".*finish\.pt", re.DOTALL)
 _MODEL = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|onnx|msgpack|h5)", re.DOTALL)
 _SHOWN = 6
+_MOST_TEXT = 200
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def described(one: Found, config: Path | None) -> Found:
         one,
         format=row.name if row else formats.UNKNOWN,
         method=reading.method if reading else None,
-        base=shown(base) if base else None,
+        base=base[:_MOST_TEXT] if base else None,
     )
 
 

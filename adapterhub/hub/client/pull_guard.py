@@ -51,16 +51,17 @@ _INSTALLING = threading.Lock()
 @contextmanager
 def watching(
     *,
-    limit: int = MAX_ANSWER_BYTES,
+    limit: int | None = None,
     requests: int = MAX_REQUESTS,
     size: int | None = None,
     commit: str | None = None,
 ) -> Iterator[None]:
-    """Watches what this thread asks of $HF_ENDPOINT."""
+    """Watches what this thread asks of $HF_ENDPOINT. `limit`: MAX_ANSWER_BYTES by default."""
     from huggingface_hub import constants
 
     _install()
-    token = _WATCH.set(Watch(_origin(constants.ENDPOINT), limit, requests, size, commit))
+    most = MAX_ANSWER_BYTES if limit is None else limit
+    token = _WATCH.set(Watch(_origin(constants.ENDPOINT), most, requests, size, commit))
     try:
         yield
     finally:
@@ -115,7 +116,7 @@ def _on_response(response: Any) -> None:
     headers = response.headers
     if headers.get("content-encoding", "identity") != "identity":
         raise _refused(watch, "compresses an answer that was asked for as it is")
-    if response.request.method == "HEAD":
+    if response.request.method == "HEAD" and not response.is_error:
         _check_file(watch, headers, response.is_redirect)
     for url in _xet_routes(response):
         if _origin(urljoin(str(response.request.url), url)) != watch.origin:

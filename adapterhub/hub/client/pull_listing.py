@@ -19,6 +19,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_PATH = 1_000
 _MAX_PART = 255
 HUB = "hub:"
+MAIN = "main"
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ def resolve(spec: Spec, revision: str | None) -> str:
     doing = f"looking up {spec.repository}"
     api = network.client(doing)
     with pull_guard.watching(), network.named_errors(doing, repo=spec.repository):
-        info = _understood(lambda: api.model_info(spec.repository, revision=revision), spec)
+        info = _understood(lambda: api.model_info(spec.repository, revision=revision or MAIN), spec)
     commit = getattr(info, "sha", None)
     if not isinstance(commit, str) or not is_commit(commit):
-        raise _nonsense(spec, f"the commit of {revision or 'main'} is {commit!a:.60}")
+        raise _nonsense(spec, f"the commit of {revision or MAIN} is {commit!a:.60}")
     return commit
 
 
