@@ -44,7 +44,7 @@ class Wire:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """`path` is sent as it is, unquoted or not; a whole URL of this server is cut to its path."""
+        """`path` is sent as it is, unquoted or not; of a URL of this server, its path."""
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         try:
