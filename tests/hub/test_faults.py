@@ -1,4 +1,4 @@
-"""What goes wrong between a client and the hub, made to happen, against a server of its own process.
+"""What goes wrong between a client and the hub, made to happen, against a server process.
 
 Each time: the answer is the right one, the old revision stands, nothing is left behind, and the
 same push done properly afterwards succeeds.
