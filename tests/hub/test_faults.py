@@ -16,6 +16,7 @@ from pathlib import Path
 import hubkit
 import pytest
 import wire
+import xetkit
 from wire import Wire
 
 BIG = random.Random(7).randbytes(3_000_000)
@@ -172,6 +173,75 @@ def test_what_one_repository_has_is_not_anothers(writer: Wire, repo: str) -> Non
     assert taken.status == 400
     (item,) = thief.batch(f"{repo}-thief", BIG).json["objects"]
     assert "upload" in item["actions"]
+
+
+# --- Xet --------------------------------------------------------------------------------------
+
+
+def xet_push(writer: Wire, repo: str, data: bytes) -> None:
+    """As a client with Xet does it."""
+    made, cas = xetkit.packed(data), writer.xet(repo)
+    assert cas.ask("POST", f"/v1/xorbs/default/{made.name}", made.xorb).status == 200
+    assert cas.ask("POST", "/v1/shards", made.shard()).json == {"result": 1}
+    assert writer.commit(repo, wire.header(), wire.lfs("xet.bin", data)).status == 200
+    assert writer.file(repo, "xet.bin").body == data
+
+
+def test_a_xorb_that_is_cut_corrupt_or_misnamed(hub: hubkit.Hub, writer: Wire, repo: str) -> None:
+    made, cas = xetkit.packed(BIG), writer.xet(repo)
+    address = f"/v1/xorbs/default/{made.name}"
+    for keep in (0, 5, 100_000, len(made.xorb) - 1):
+        cas.cut("POST", address, made.xorb, keep)
+    flipped = bytearray(made.xorb)
+    flipped[1_000_000] ^= 1
+    other = xetkit.packed(BIG[::-1]).xorb
+    for body in (bytes(flipped), made.xorb[:-1], made.xorb[:-65544], other, b"", b"junk" * 99):
+        answer = cas.ask("POST", address, body)
+        assert answer.status in (400, 422) and answer.json["error"], len(body)
+    assert cas.ask("POST", "/v1/shards", made.shard()).status in (400, 422)
+    assert left_behind(hub) == []
+    xet_push(writer, repo, BIG)
+
+
+def test_a_shard_that_is_cut_or_lies(hub: hubkit.Hub, writer: Wire, repo: str) -> None:
+    made, cas = xetkit.packed(BIG), writer.xet(repo)
+    assert cas.ask("POST", f"/v1/xorbs/default/{made.name}", made.xorb).status == 200
+    shard = made.shard()
+    cas.cut("POST", "/v1/shards", shard, len(shard) // 2)
+    for body in (shard[:-48], shard[:100], b"", shard[:48] + bytes(48) + shard[96:]):
+        assert cas.ask("POST", "/v1/shards", body).status in (400, 422)
+    assert cas.ask("POST", "/v1/shards", made.shard(bytes(32))).status in (400, 422)
+    assert writer.commit(repo, wire.header(), wire.lfs("xet.bin", BIG)).status == 400
+    assert left_behind(hub) == []
+    xet_push(writer, repo, BIG)
+
+
+def test_a_shard_that_names_another_repositorys_xorb(
+    hub: hubkit.Hub, writer: Wire, repo: str
+) -> None:
+    secret = BIG[::-1]
+    xet_push(writer, repo, secret)
+    thief = f"{repo}-xet-thief"
+    assert writer.create(thief).status == 200
+    made = xetkit.packed(secret)
+    answer = writer.xet(thief).ask("POST", "/v1/shards", made.shard())
+    assert answer.status in (400, 422) and made.name in answer.json["error"]
+    assert writer.commit(thief, wire.header(), wire.lfs("xet.bin", secret)).status == 400
+    own = writer.xet(thief)
+    foreign = Wire(writer.xet(repo).url, own.token)
+    assert foreign.ask("POST", "/v1/shards", made.shard()).status in (401, 403)
+
+
+def test_who_may_not_write_gets_no_place_for_xorbs(
+    hub: hubkit.Hub, writer: Wire, repo: str
+) -> None:
+    address = f"/api/models/{repo}/xet-write-token/main"
+    assert Wire(hub.url).ask("GET", address).status in (401, 404)
+    assert Wire(hub.url, hub.token("--read")).ask("GET", address).status == 403
+    made, cas = xetkit.packed(BIG), writer.xet(repo)
+    for token in ("", cas.token[:-2], writer.token):
+        answer = Wire(cas.url, token).ask("POST", f"/v1/xorbs/default/{made.name}", made.xorb)
+        assert answer.status == 401
 
 
 # --- several at once --------------------------------------------------------------------------

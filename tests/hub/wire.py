@@ -44,11 +44,11 @@ class Wire:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """`path` is sent as it is, unquoted or not; of a URL of this server, its path."""
+        """`path` is sent as it is, unquoted or not, behind that of `url`; a whole URL alone."""
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         try:
-            connection.putrequest(method, path.removeprefix(self.url), skip_accept_encoding=True)
+            connection.putrequest(method, self._target(path), skip_accept_encoding=True)
             for name, value in {**self._signed(), **(headers or {})}.items():
                 connection.putheader(name, value)
             if body is not None and "Content-Length" not in (headers or {}):
@@ -67,11 +67,17 @@ class Wire:
     def cut(self, method: str, path: str, body: bytes, keep: int) -> None:
         """Says that all of `body` comes, sends `keep` bytes of it, and hangs up."""
         parts = urlsplit(self.url)
-        lines = [f"{method} {path.removeprefix(self.url)} HTTP/1.1", f"Host: {parts.netloc}"]
+        lines = [f"{method} {self._target(path)} HTTP/1.1", f"Host: {parts.netloc}"]
         lines += [f"{name}: {value}" for name, value in self._signed().items()]
         lines += [f"Content-Length: {len(body)}", "", ""]
         with socket.create_connection((parts.hostname, parts.port), timeout=60) as raw:
             raw.sendall("\r\n".join(lines).encode() + body[:keep])
+
+    def _target(self, path: str) -> str:
+        parts = urlsplit(self.url)
+        if path.startswith(f"{parts.scheme}://"):
+            return path.removeprefix(f"{parts.scheme}://{parts.netloc}")
+        return parts.path + path
 
     def _signed(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -98,6 +104,11 @@ class Wire:
     def upload_href(self, repo: str, data: bytes) -> str:
         (item,) = self.batch(repo, data).json["objects"]
         return str(item["actions"]["upload"]["href"])
+
+    def xet(self, repo: str) -> Wire:
+        """The place where this repository's xorbs go, with the right to write there."""
+        found = self.ask("GET", f"/api/models/{repo}/xet-write-token/main").json
+        return Wire(found["casUrl"], found["accessToken"])
 
     def commit(self, repo: str, *lines: dict[str, Any], revision: str = "main") -> Answer:
         path = f"/api/models/{repo}/commit/{revision}"
