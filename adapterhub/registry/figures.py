@@ -136,8 +136,10 @@ def _ratio(name: str, config: Mapping[str, Any], overall: float, declared: int |
     extra = declared_rank(None, {"r": config.get("hybrid_r")}) if name == "gralora" else None
 
     def ratio(module: str, own: int | None) -> float | None:
-        top = number(alphas.find(module)) if module else None
-        rank = own or number(ranks.find(module) if module else None) or declared
+        if not module and (ranks.values or alphas.values):
+            return None  # without the modules there is no telling
+        top = number(alphas.find(module))
+        rank = own or number(ranks.find(module)) or declared
         if not rank or rank < 0:
             return None
         below = rank + (extra or 0)

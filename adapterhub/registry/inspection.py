@@ -148,7 +148,7 @@ def _misfit(found: Identification) -> list[Problem]:
     if said is None or said.fits is not False:
         return []
     text = f"the config names the base {shown(said.text)}, but {said.why_not}"
-    return [Problem("base-misfit", text, "see what it fits: adapterhub base identify")]
+    return [Problem("base-misfit", text, "see what it fits: adapterhub base identify ADAPTER")]
 
 
 def unreadable(path: Path, error: AdapterHubError) -> Inspection:

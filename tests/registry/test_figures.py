@@ -73,6 +73,8 @@ def test_adalora_scales_by_the_rank_that_is_left() -> None:
         ("lora", {"r": 10**400, "lora_alpha": 1.5}, None),
         ("lora", {"r": 4, "lora_alpha": float("inf")}, None),
         ("lora", {"r": 4, "lora_alpha": 2, "alpha_pattern": [1]}, 0.5),
+        ("lora", {"r": 4, "lora_alpha": 2, "alpha_pattern": {"q": 1}}, None),
+        ("lora", {"r": 4, "lora_alpha": 2, "rank_pattern": {"q": 1}}, None),
         ("shadow", {"shadow_alpha": 0.1, "r": 8}, None),
         ("finegates", {"r": 4, "lora_alpha": 1}, None),
         (None, {"r": 4, "lora_alpha": 1}, None),
