@@ -81,12 +81,13 @@ def test_when_all_are_refused_it_fails(run: Run, hub: Hub) -> None:
 
 
 def test_in_a_process_the_environment_is_heard(
-    process: Run, hub: Hub, adapter: Path, tmp_path: Path
+    process: Run, hub: Hub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     hub.put("a/b", tree_of(adapter))
     cache = tmp_path / "own"
     env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(cache)}
-    said = process("pull", "a/b", HF_HUB_OFFLINE="0", HF_HUB_CACHE="", HF_DEBUG="1", **env)
+    said = process("pull", "a/b", HF_HUB_OFFLINE="0", HF_DEBUG="1", **env)
     assert said.code == 0, said.err
     about = [r for r in hub.requests if "a/b" in r.path]
     assert {r.headers["authorization"] for r in about} == {f"Bearer {TOKEN}"}
