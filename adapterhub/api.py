@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
 from adapterhub.formats.roots import adapter_root
-from adapterhub.hub.client.pull import pull
+from adapterhub.hub.client.pulling import Pulled, PullPlan, pull
 from adapterhub.merging import (
     MergePlan,
     MergeReport,
@@ -360,6 +360,8 @@ __all__ = [
     "Inspection",
     "MergePlan",
     "MergeReport",
+    "PullPlan",
+    "Pulled",
     "Registry",
     "env",
     "formats",

@@ -13,7 +13,7 @@ from adapterhub.cli.opening import open_registry
 from adapterhub.cli.output import json_option, note, plural, progress, quiet_option, short, size
 
 if TYPE_CHECKING:
-    from adapterhub.hub.client.pull import Pulled, PullPlan
+    from adapterhub.hub.client.pulling import Pulled, PullPlan
 
 
 @click.command()

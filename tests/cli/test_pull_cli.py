@@ -49,7 +49,7 @@ def test_quiet_prints_the_version_and_json_all_of_it(run: Run, hub: Hub, adapter
         commit,
         "sub/x",
     )
-    assert one["name"] == "a/b--sub-x"
+    assert one["name"] == "a/b--sub--x"
 
 
 def test_several_are_a_table_and_an_error(run: Run, hub: Hub, adapter: Path, tagger: Path) -> None:

@@ -28,6 +28,37 @@ _ABANDONED_SECONDS = 86400.0
 Progress = Callable[[int], None]
 
 
+class Meter:
+    """What huggingface_hub takes for a progress bar: counts, and stops what is too long."""
+
+    limit = 0
+    path = ""
+    count: Callable[[int], None]
+    total: int | None = None
+    n = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None: ...
+
+    def update(self, nbytes: float | None = 1) -> None:
+        self.n += int(nbytes or 0)
+        if self.n > self.limit:
+            raise IntegrityError(
+                f"{self.path} goes on after {self.limit:,} bytes, and the hub states fewer",
+                remedy="do not trust this hub, or the network between",
+            )
+        self.count(int(nbytes or 0))
+
+    def _nothing(self, *args: Any, **options: Any) -> None: ...
+
+    update_transfer = set_transfer_postfix_str = set_postfix_str = _nothing
+    close = refresh = set_description = _nothing
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *args: object) -> None: ...
+
+
 class Fetcher:
     """Brings files of one listing; `downloaded` counts the bytes that came over the wire."""
 
@@ -37,9 +68,11 @@ class Fetcher:
         self._listing = listing
         self._spec = Spec(listing.repository)
         self._mutex = threading.Lock()
+        self._stopped = threading.Event()
 
     def fetch(self, entries: Sequence[Entry]) -> list[Path]:
         """Where each lies in the cache, hashed. Raises IntegrityError, RemoteError and others."""
+        self._stopped = threading.Event()
         with ThreadPoolExecutor(WORKERS) as pool:
             jobs: list[Future[Path]] = []
             for entry in entries:
@@ -48,20 +81,22 @@ class Fetcher:
             try:
                 return [job.result() for job in jobs]
             except BaseException:
+                self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _one(self, entry: Entry) -> Path:
-        """A cached file that is damaged is brought anew, once."""
+        """A file that is damaged, in the cache or on the way, is brought anew, once."""
         cached = self._cached(entry)
         if cached is not None and is_whole(cached, entry):
             return cached
         if is_offline():
             raise not_at_hand(self._spec, f"{entry.path} is {'damaged' if cached else 'missing'}")
-        path = self._download(entry, anew=cached is not None)
-        if not is_whole(path, entry):
-            raise differs(self._listing, entry, path)
-        return path
+        for anew in dict.fromkeys((cached is not None, True)):
+            path = self._download(entry, anew=anew)
+            if is_whole(path, entry):
+                return path
+        raise differs(self._listing, entry, path)
 
     def _cached(self, entry: Entry) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
@@ -90,38 +125,17 @@ class Fetcher:
             )
         return Path(found)
 
-    def _meter(self, entry: Entry) -> type:
-        """What huggingface_hub takes for a progress bar: counts, and stops what has no end."""
-        count = self._count
+    def _meter(self, entry: Entry) -> type[Meter]:
+        class Of(Meter):
+            limit = entry.size + pull_guard.SLACK_BYTES
+            path = entry.path
+            count = staticmethod(self._count)
 
-        class Meter:
-            total: int | None = entry.size
-            n = 0
-
-            def __init__(self, *args: Any, **options: Any) -> None: ...
-
-            def update(self, nbytes: float | None = 1) -> None:
-                self.n += int(nbytes or 0)
-                if self.n > entry.size + pull_guard.SLACK_BYTES:
-                    raise IntegrityError(
-                        f"{entry.path} is longer than the {entry.size:,} bytes that the hub states",
-                        remedy="do not trust this hub, or the network between",
-                    )
-                count(int(nbytes or 0))
-
-            def _nothing(self, *args: Any, **options: Any) -> None: ...
-
-            update_transfer = set_transfer_postfix_str = set_postfix_str = _nothing
-            close = refresh = set_description = _nothing
-
-            def __enter__(self) -> Meter:
-                return self
-
-            def __exit__(self, *args: object) -> None: ...
-
-        return Meter
+        return Of
 
     def _count(self, nbytes: int) -> None:
+        if self._stopped.is_set():
+            raise InterruptedError("another file of the adapter has failed")
         with self._mutex:
             self.downloaded += nbytes
             if self.progress:
@@ -134,28 +148,37 @@ class Fetcher:
 def is_whole(path: Path, entry: Entry) -> bool:
     """Whether the file has the size and the digest that the hub states."""
     try:
-        size, sha256, blob = digests(path)
+        return digest_of(path, entry) == (entry.size, entry.sha256 or entry.blob)
     except OSError:
         return False
-    stated = (entry.sha256, sha256) if entry.sha256 else (entry.blob, blob)
-    return size == entry.size and stated[0] == stated[1]
 
 
-def digests(path: Path) -> tuple[int, str, str]:
-    """Size, sha256, and the id of a blob in git: the sha1 of "blob SIZE", a zero, and the bytes."""
+def digest_of(path: Path, entry: Entry) -> tuple[int, str]:
+    """Size, and the digest that the hub states of `entry`: sha256, or the id of a blob in git."""
+    return sha256_of(path) if entry.sha256 else blob_id_of(path)
+
+
+def sha256_of(path: Path) -> tuple[int, str]:
+    return _hashed(path, lambda size: hashlib.sha256())
+
+
+def blob_id_of(path: Path) -> tuple[int, str]:
+    """The sha1 of "blob SIZE", a zero byte, and the bytes."""
+    return _hashed(path, lambda size: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False))
+
+
+def _hashed(path: Path, start: Callable[[int], Any]) -> tuple[int, str]:
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        sha256 = hashlib.sha256()
-        blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        hasher = start(size)
         while piece := file.read(_PIECE_BYTES):
-            sha256.update(piece)
-            blob.update(piece)
-    return size, sha256.hexdigest(), blob.hexdigest()
+            hasher.update(piece)
+    return size, hasher.hexdigest()
 
 
 def differs(listing: Listing, entry: Entry, path: Path) -> IntegrityError:
-    size, sha256, blob = digests(path)
-    kind, got = ("sha256", sha256) if entry.sha256 else ("git-sha1", blob)
+    size, got = digest_of(path, entry)
+    kind = "sha256" if entry.sha256 else "git-sha1"
     return IntegrityError(
         f"{listing.repository}: {entry.path} has {size:,} bytes with {kind} {got}, the hub states "
         f"{entry.size:,} with {entry.sha256 or entry.blob}; nothing was added",

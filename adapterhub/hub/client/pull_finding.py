@@ -266,7 +266,9 @@ def refuse_format(one: Found, spec: Spec) -> None:
 
 
 def default_name(repository: str, path: str = "") -> str:
-    """`ns/name`, and `ns/name--sub` for an adapter in the folder (or file) `sub`."""
+    """`ns/name`, and `ns/name--sub` for an adapter in the folder (or file) `sub`, as a server
+    calls it too.
+    """
     name = runs.spelled(repository)
     return f"{name}{_suffix(path)}"
 
@@ -278,4 +280,4 @@ def sub_name(name: str, path: str) -> str:
 
 def _suffix(path: str) -> str:
     bare = re.sub(r"\.(npy|pt)$", "", path)
-    return f"--{runs.spelled(bare.replace('/', '-'))}" if path else ""
+    return f"--{runs.spelled(bare.replace('/', '--'))}" if path else ""

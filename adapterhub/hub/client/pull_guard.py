@@ -82,7 +82,7 @@ def _install() -> None:
 
 def _is_loud(record: logging.LogRecord) -> bool:
     """Lines about single tries have addresses with secrets in them."""
-    return _WATCH.get() is None or not record.msg.startswith("Error while downloading")
+    return _WATCH.get() is None or not str(record.msg).startswith("Error while downloading")
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

@@ -12,7 +12,7 @@ from adapterhub.errors import AdapterHubError, IntegrityError
 from adapterhub.formats import stored
 from adapterhub.formats.peft import looks_like_path
 from adapterhub.formats.roots import tensors_root
-from adapterhub.hub.client.pull_fetching import digests
+from adapterhub.hub.client.pull_fetching import sha256_of
 from adapterhub.methods import method
 from adapterhub.registry import checkout, fit
 from adapterhub.registry.bases import short_name
@@ -58,7 +58,7 @@ def _files(document: Mapping[str, Any], reading: Reading) -> list[str]:
     said = {entry["path"]: (entry["size"], entry["sha256"]) for entry in document["files"]}
     here = {}
     for file in reading.files:
-        size, sha256, _ = digests(file.path)
+        size, sha256 = sha256_of(file.path)
         here[file.name] = (size, f"sha256:{sha256}")
     lacking = [f"it lists {name}, which is not there" for name in sorted(said.keys() - here)]
     extra = [f"it does not list {name}" for name in sorted(here.keys() - said)]

@@ -23,10 +23,11 @@ from adapterhub.errors import (
     RemoteError,
     UnknownFormat,
 )
-from adapterhub.hub.client.pull import PullPlan
+from adapterhub.hub.client.pulling import PullPlan
 from adapterhub.registry import Registry
 
 Make = Callable[..., Path]
+PROMPTS = "google-prompts-t5-base-npy"
 RANDOM = np.random.default_rng(5)
 
 
@@ -200,6 +201,7 @@ def test_a_revision_may_be_a_branch_a_tag_or_a_commit(
 
 
 def test_several_are_listed_and_chosen(hub: Hub, registry: Registry, adapter: Make) -> None:
+    hub.page = 2
     hub.put(
         "a/b",
         tree_of(adapter("x"), "runs/x")
@@ -218,26 +220,26 @@ def test_several_are_listed_and_chosen(hub: Hub, registry: Registry, adapter: Ma
     ]
     assert not any("safetensors" in path for path in hub.asked("/resolve/"))
     (one,) = ah.pull("a/b/Runs_2/Y", registry=registry)
-    assert (one.name, one.origin.path) == ("a/b--runs_2-y", "Runs_2/Y")
+    assert (one.name, one.origin.path) == ("a/b--runs_2--y", "Runs_2/Y")
     (one,) = ah.pull("a/b/runs", registry=registry)
-    assert (one.name, one.origin.path) == ("a/b--runs-x", "runs/x")
+    assert (one.name, one.origin.path) == ("a/b--runs--x", "runs/x")
     with pytest.raises(NotFound, match=r"nothing at run at commit .*; it has adapters in Runs_2/Y"):
         ah.pull("a/b/run", registry=registry)
 
 
 def test_all_takes_each_by_itself(hub: Hub, registry: Registry, adapter: Make) -> None:
     broken = tree_of(adapter("z", peft_type="NO_SUCH"), "z")
-    clash = tree_of(adapter("c"), "x-y") | tree_of(adapter("d"), "x/y")
+    clash = tree_of(adapter("c"), "x--y") | tree_of(adapter("d"), "x/y")
     hub.put("a/b", tree_of(adapter("r")) | tree_of(adapter("x"), "x") | broken | clash)
     found = ah.pull("a/b", all=True, registry=registry)
     assert [(one.origin.path, one.name, one.status) for one in found] == [
         ("", "a/b", "added"),
         ("x", "a/b--x", "added"),
-        ("x-y", "a/b--x-y", "added"),
-        ("x/y", "a/b--x-y", "refused"),
+        ("x--y", "a/b--x--y", "added"),
+        ("x/y", "a/b--x--y", "refused"),
         ("z", "a/b--z", "refused"),
     ]
-    assert found[3].error == "its name a/b--x-y is that of x-y"
+    assert found[3].error == "its name a/b--x--y is that of x--y"
     assert 'peft_type "NO_SUCH" is not supported' in (found[4].error or "")
     hub.forget()
     again = ah.pull("a/b", all=True, registry=registry)
@@ -324,6 +326,22 @@ def test_what_names_no_repository(text: str, hub: Hub, registry: Registry) -> No
     assert hub.requests == []
 
 
+def test_a_file_damaged_on_the_way_is_brought_anew(
+    hub: Hub, registry: Registry, adapter: Make
+) -> None:
+    hub.put("a/b", tree_of(adapter()))
+    sent: list[str] = []
+
+    def damaged_once(path: str, data: bytes) -> bytes:
+        sent.append(path)
+        return data if sent.count(path) > 2 else bytes(len(data))  # HEAD and GET
+
+    hub.body = damaged_once
+    (one,) = ah.pull("a/b", registry=registry)
+    assert one.status == "added"
+    assert sorted(set(sent)) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
 def test_damage_is_named_after_the_repository(hub: Hub, registry: Registry, adapter: Make) -> None:
     tree = tree_of(adapter())
     hub.put("a/b", {**tree, "adapter_model.safetensors": b"\xff" * 20})
@@ -336,6 +354,7 @@ def test_damage_is_named_after_the_repository(hub: Hub, registry: Registry, adap
 # --- real adapters ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_real_adapter_pulled_is_the_one_added(
     hub: Hub, registry: Registry, corpus: Path
 ) -> None:
@@ -356,9 +375,15 @@ def test_every_real_adapter_pulled_is_the_one_added(
         assert (one.version or "").endswith(added.digest), path.name
         taken += 1
     assert taken >= 10
-    prompts = ah.pull("real/google-prompts-t5-base-npy", all=True, registry=registry)
+
+
+def test_prompts_are_files_of_a_folder(hub: Hub, registry: Registry, corpus: Path) -> None:
+    hub.put(f"real/{PROMPTS}", tree_of(corpus / "adapters" / PROMPTS))
+    prompts = ah.pull(f"real/{PROMPTS}", all=True, registry=registry)
     assert [one.name.rpartition("--")[2] for one in prompts] == ["mrpc", "sst2"]
     assert {one.status for one in prompts} == {"added"}
+    (one,) = ah.pull(f"real/{PROMPTS}/sst2.npy", name="own", registry=registry)
+    assert (one.status, one.version) == ("added", f"own@{(prompts[1].version or '')[-71:]}")
 
 
 # --- adapterhub.json --------------------------------------------------------------------------
