@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -42,7 +41,7 @@ MAX_PAGE = 10_000
 
 
 class Hub:
-    """The state of a server: `hub.db` at `path` (default: in the store's home), made if missing.
+    """The state of a server: `hub.db` in the store's home, where `gc` looks; made if missing.
 
     Safe between threads and processes. Raises OutputError, StoreError, IntegrityError. Its parts:
 
@@ -57,7 +56,6 @@ class Hub:
     def __init__(
         self,
         store: Store,
-        path: Path | None = None,
         limits: Limits | None = None,
         *,
         public_read: bool = True,
@@ -65,7 +63,7 @@ class Hub:
     ) -> None:
         self.store = store
         self.limits = limits or Limits()
-        self._database = db = Database(path or store.home / "hub.db")
+        self._database = db = Database(store.home / "hub.db")
         self.repositories = Repositories(db, now)
         self.contents = Contents(db, store, self.limits, now)
         self.refs = Refs(db, self.limits, now)
