@@ -31,3 +31,10 @@ def hub(store: Store, clock: hubkit.Clock) -> Iterator[Hub]:
 @pytest.fixture
 def repository(hub: Hub) -> Repository:
     return hub.create(hubkit.ID)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Repository]]:
+    """For tests that leave nothing behind that the others could meet."""
+    with Store(tmp_path_factory.mktemp("shared") / "home") as store, Hub(store) as hub:
+        yield hub, hub.create(hubkit.ID)

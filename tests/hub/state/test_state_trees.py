@@ -131,18 +131,14 @@ def test_changes_are_what_differs(left: dict[str, int], right: dict[str, int]) -
 
 
 @given(st.dictionaries(PATHS, st.integers(0, 5)), st.booleans(), st.integers(1, 7))
-def test_pages_together_are_the_whole(
-    numbers: dict[str, int], recursive: bool, size: int
-) -> None:
+def test_pages_together_are_the_whole(numbers: dict[str, int], recursive: bool, size: int) -> None:
     shelf, model = Shelf(), {}  # type: Shelf, dict[str, File]
     for path, number in numbers.items():
         put(model, path, a_file(number))
     root = shelf.make(model).key
     whole = list(shelf.trees.walk(root, recursive=recursive))
     paged, after = [], ""
-    while page := list(
-        islice(shelf.trees.walk(root, recursive=recursive, after=after), size)
-    ):
+    while page := list(islice(shelf.trees.walk(root, recursive=recursive, after=after), size)):
         paged += page
         after = page[-1][0]
     assert paged == whole
