@@ -53,13 +53,13 @@ def test_damage_is_refused_and_left_alone(store: Store) -> None:
     assert path.read_bytes() == b"no database at all" * 100
     path.unlink()
     path.mkdir()
-    with pytest.raises(OutputError, match="cannot open .*hub.db: Is a directory"):
+    with pytest.raises(OutputError, match=r"cannot open .*hub\.db: Is a directory"):
         Hub(store)
 
 
 def test_a_failed_transaction_leaves_nothing(hub: Hub, repository: Repository) -> None:
     database = hub._database
-    with pytest.raises(RuntimeError), database.transaction() as connection:  # noqa: PT012
+    with pytest.raises(RuntimeError), database.transaction() as connection:
         connection.execute("DELETE FROM refs")
         with database.transaction():
             connection.execute("DELETE FROM repositories")
@@ -112,3 +112,18 @@ def test_many_processes_make_it_at_once(tmp_path: Path) -> None:
     database = Database(Path(path))
     assert len(database.rows("SELECT * FROM repositories")) == 0
     database.close()
+
+
+def test_every_commit_waits_for_the_disk(store: Store) -> None:
+    words = [sys.executable, "-c", _ASK, str(store.home / "hub.db")]
+    run = subprocess.run(words, capture_output=True, check=True, text=True)
+    assert run.stdout.split() == ["2", "wal", "1"]
+
+
+_ASK = """
+import sys; from pathlib import Path
+from adapterhub.hub.state.database import Database
+database = Database(Path(sys.argv[1]))
+for name in ("synchronous", "journal_mode", "foreign_keys"):
+    print(database.rows(f"PRAGMA {name}")[0][0])
+"""

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import hubkit
@@ -16,6 +17,12 @@ from adapterhub.errors import IntegrityError
 from adapterhub.hub.state.contents import WEEK
 from adapterhub.hub.state.state import Hub
 from adapterhub.store import GcReport, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "home") as made:
+        yield made
 
 
 def age(store: Store) -> None:
