@@ -151,7 +151,7 @@ def _settle(
 
     What was done before is hashed once more, as everything is that is added to the store again.
     """
-    expected = f"{digests.PREFIX}{file.sha256}"
+    expected = _expected(file)
     with space.alone(file.name):
         if space.rebuilt(file.hash) == (expected, file.size) and _is_sound(store, expected):
             with store.writing():
@@ -160,6 +160,13 @@ def _settle(
             _rebuild(store, shelf, file, expected, deliver)
             space.remember(file.hash, expected, file.size)
     return Delivered(expected, file.size, hashing.to_hex(file.hash))
+
+
+def _expected(file: shard.File) -> str:
+    """Digest of the blob; hf_xet 1.8 writes zeros for the sha256 of no bytes."""
+    if not len(file.terms) and file.sha256 == "0" * 64:
+        return digests.of_bytes(b"")
+    return f"{digests.PREFIX}{file.sha256}"
 
 
 def _is_sound(store: Store, digest: str) -> bool:

@@ -27,7 +27,7 @@ from adapterhub.hub.xet import hashing
 
 RECORD = 48
 MAX_SHARD_BYTES = 64 * 1024 * 1024
-MAGIC = b"HFRepoMetaData\0" + bytes.fromhex("5569676a457b815783a5bdd95ccdd14aa9")
+MAGIC = b"HFRepoMetaData\0" + bytes.fromhex("556967456a7b815783a5bdd95ccdd14aa9")
 VERSION, FOOTER_VERSION = 2, 1
 FOOTER_BYTES = 200
 BOOKEND = b"\xff" * hashing.HASH_BYTES
