@@ -1,6 +1,6 @@
 """Xorbs on disk, apart for each repository and epoch.
 
-<root>/<repository>/<epoch>/<hash>        one xorb: its chunks as they came, and their table
+<root>/<repository>/<epoch>/<hash>        one xorb (`stored.py`)
 <root>/<repository>/<epoch>/file-<hash>   a file that was rebuilt from them: `sha256:… size`
 <root>/<repository>/<epoch>/over          when the epoch was ended before its time
 
@@ -230,7 +230,7 @@ class Receiving:
         self._name = f"xorb {hashing.to_hex(digest)}"
         self._size = 0
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, piece: bytes | memoryview) -> None:
         """Checks every chunk that is complete. Raises IntegrityError or NotSupported."""
         self._size += len(piece)
         xorb.check_size(self._name, self._size)
