@@ -80,6 +80,21 @@ def test_when_all_are_refused_it_fails(run: Run, hub: Hub) -> None:
     assert "0 of 2 adapters pulled" in said.err
 
 
+def test_what_was_exported_comes_back_with_its_base(
+    run: Run, hub: Hub, tagger: Path, base: Path, tmp_path: Path
+) -> None:
+    added = run("add", tagger, "--name", "src", "--base", base, "--labels", "A,B,C,D", "-q")
+    assert added.code == 0, added.err
+    run("export", "src", tmp_path / "out")
+    hub.put("a/b", tree_of(tmp_path / "out"))
+    said = run("pull", "a/b", "-q")
+    assert said.code == 0, said.err
+    assert said.lines[0].rpartition("@")[2] == added.lines[0].rpartition("@")[2]
+    manifest = run("show", "a/b", "--json").json["result"]["manifest"]
+    assert manifest["labels"] == ["A", "B", "C", "D"]
+    assert manifest["base"]["weights_root"]
+
+
 def test_in_a_process_the_environment_is_heard(
     process: Run, hub: Hub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

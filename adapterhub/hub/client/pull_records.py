@@ -99,13 +99,15 @@ def _hf_commit(spec: Spec, revision: str) -> str | None:
 
 def offline_listing(spec: Spec, commit: str) -> Listing:
     """From the list that `hf download` left in its cache. Raises RemoteError."""
-    from huggingface_hub import get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
+    try:
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError as NoList
+    except ImportError as error:  # older ones keep no list
+        raise not_at_hand(spec, f"what belongs to commit {commit[:12]} is not known") from error
     try:
         tree = get_cached_repo_tree(spec.repository, revision=commit)
         return checked(spec, commit, _cached_entries(spec, commit, tree))
-    except (CachedRepoTreeNotFoundError, OSError, ValueError, TypeError, KeyError) as error:
+    except (NoList, OSError, ValueError, TypeError, KeyError) as error:
         raise not_at_hand(spec, f"what belongs to commit {commit[:12]} is not known") from error
 
 
