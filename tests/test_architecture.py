@@ -22,7 +22,7 @@ LEVELS = (
     ("methods", "kernels"),
     ("formats", "store"),
     ("registry",),
-    ("merging", "runtime"),
+    ("merging", "runtime", "hub"),
     ("api",),
     ("cli",),
 )
@@ -31,18 +31,22 @@ ROOM_OF = {"_introspect": "catalogue", "__init__": "api", "__main__": "cli"}
 
 # Where each library may be met. A path that ends in "/" is a whole room.
 DOORS = {
+    "blake3": ("hub/xet/",),
     "click": ("cli/",),
-    "huggingface_hub": ("registry/hubcache.py",),
+    "huggingface_hub": ("registry/hubcache.py", "hub/client/"),
     "jsonschema": ("schema.py",),
+    "lz4": ("hub/xet/",),
     "peft": (),
     "platformdirs": ("store/",),
     "referencing": ("schema.py",),
     "regex": ("methods/patterns.py",),
     "rich": ("cli/",),
     "sqlite_utils": ("store/",),
+    "starlette": ("hub/server/",),
     "torch": ("runtime/", "formats/pickles.py", "_introspect/"),
     "transformers": ("runtime/", "_introspect/"),
-    "yaml": ("formats/card.py",),
+    "uvicorn": ("hub/server/",),
+    "yaml": ("formats/card.py", "hub/client/frontmatter.py"),
 }
 NUMERIC = ("numpy", "ml_dtypes")
 NO_NUMERIC_AT_TOP = ("errors", "digest", "cli")

@@ -42,7 +42,8 @@ def quantization_of(config: Mapping[str, Any], base: str | None) -> str | None:
     if config.get("use_qalora"):
         return "GPTQ"
     if str(config.get("init_lora_weights")).lower() == "loftq":
-        bits = (config.get("loftq_config") or {}).get("loftq_bits", 4)
+        said = config.get("loftq_config") or {}
+        bits = said.get("loftq_bits", 4) if isinstance(said, dict) else None
         return f"LoftQ {bits} bit" if bits in (2, 4, 8) else "LoftQ"
     return quantization_named(base)
 

@@ -14,7 +14,7 @@ import os
 import pickletools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapterhub.formats import zips
 from adapterhub.tensorfile import name_problem
@@ -23,7 +23,7 @@ from adapterhub.tensorfile import name_problem
 MAX_BYTES = 4 * 1024 * 1024
 MAX_OPCODES = 300_000
 MAX_NAMES = 20_000
-_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's format before 1.6
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's format before 1.6
 _LONGEST_SHAPE = 32
 
 Shape = tuple[int, ...]
@@ -46,7 +46,7 @@ class _Opaque:
 
 
 @dataclass(frozen=True)
-class _Global:
+class Global:
     name: str
 
 
@@ -63,12 +63,12 @@ _OPAQUE, _MARK = _Opaque(), _Opaque()
 def names(fd: int) -> Names:
     """Raises ValueError, saying what is wrong with the file."""
     if os.pread(fd, 2, 0) == b"PK":
-        return _listed(_play(_from_archive(fd)))
+        return _listed(play(_from_archive(fd), Machine()))
     stream = io.BytesIO(os.pread(fd, MAX_BYTES, 0))
-    machine = _play(stream)
-    if machine.result == _MAGIC:  # then the protocol, then what the machine was like
+    machine = play(stream, Machine())
+    if machine.result == MAGIC:  # then the protocol, then what the machine was like
         for _ in range(3):
-            machine = _play(stream)
+            machine = play(stream, Machine())
     return _listed(machine)
 
 
@@ -79,7 +79,7 @@ def _from_archive(fd: int) -> io.BytesIO:
     return io.BytesIO(zips.stored(fd, found[0], MAX_BYTES))
 
 
-class _Machine:
+class Machine:
     """The stack machine of pickles, over inert values."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class _Machine:
     def global_named(self) -> None:
         name, module = self.pop(), self.pop()
         known = isinstance(name, str) and isinstance(module, str)
-        self.stack.append(_Global(f"{module}.{name}") if known else _OPAQUE)
+        self.stack.append(Global(f"{module}.{name}") if known else _OPAQUE)
 
 
 class _Enough(Exception):
@@ -166,7 +166,7 @@ _DICT = _Dict()
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    if not isinstance(function, _Global):
+    if not isinstance(function, Global):
         return _OPAQUE
     if function.name.startswith("torch._utils._rebuild_tensor"):
         return Seen(_shape(arguments))
@@ -184,38 +184,38 @@ def _shape(arguments: Any) -> Shape | None:
     return size if all(type(extent) is int and 0 <= extent < 2**53 for extent in size) else None
 
 
-def _tuple_of(count: int) -> Callable[[_Machine, Any], None]:
-    def act(machine: _Machine, _: Any) -> None:
+def _tuple_of(count: int) -> Callable[[Machine, Any], None]:
+    def act(machine: Machine, _: Any) -> None:
         items = [machine.pop() for _ in range(count)]
         machine.stack.append(tuple(items[::-1]))
 
     return act
 
 
-def _setitem(machine: _Machine, _: Any) -> None:
+def _setitem(machine: Machine, _: Any) -> None:
     value, key = machine.pop(), machine.pop()
     machine.pairs((key, value))
 
 
-def _dict(machine: _Machine, _: Any) -> None:
+def _dict(machine: Machine, _: Any) -> None:
     machine.pairs(machine.marked())
     machine.stack.append(_DICT)
 
 
-def _persistent(machine: _Machine, _: Any) -> None:
+def _persistent(machine: Machine, _: Any) -> None:
     machine.pop()
     machine.stack.append(_OPAQUE)
 
 
-def _global(machine: _Machine, argument: Any) -> None:
-    machine.stack.append(_Global(str(argument).replace(" ", ".", 1)))
+def _global(machine: Machine, argument: Any) -> None:
+    machine.stack.append(Global(str(argument).replace(" ", ".", 1)))
 
 
-def _build(machine: _Machine, _: Any) -> None:
+def _build(machine: Machine, _: Any) -> None:
     machine.pop()  # the state goes into the object below it, which stays
 
 
-_ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
+_ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
     "MARK": lambda machine, _: machine.stack.append(_MARK),
     "POP": lambda machine, _: machine.drop(),
     "POP_MARK": lambda machine, _: machine.drop_marked(),
@@ -250,11 +250,10 @@ _VALUES = frozenset(
 )
 
 
-def _play(stream: io.BytesIO) -> _Machine:
+def play(stream: BinaryIO, machine: Machine, most: int = MAX_OPCODES) -> Machine:
     """One pickle of the stream, up to its STOP or the limits. Raises ValueError."""
-    machine = _Machine()
     try:
-        for opcode, argument in _opcodes(stream):
+        for opcode, argument in _opcodes(stream, most):
             if opcode.name == "STOP":
                 machine.result, machine.cut = machine.stack and machine.stack[-1], False
                 break
@@ -264,9 +263,9 @@ def _play(stream: io.BytesIO) -> _Machine:
     return machine
 
 
-def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+def _opcodes(stream: BinaryIO, most: int) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     read = pickletools.genops(stream)
-    for _ in range(MAX_OPCODES):
+    for _ in range(most):
         try:
             opcode, argument, _position = next(read)
         except StopIteration:
@@ -279,6 +278,6 @@ def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]
         yield opcode, argument
 
 
-def _listed(machine: _Machine) -> Names:
+def _listed(machine: Machine) -> Names:
     others = tuple(name for name in machine.others if name not in machine.tensors)
     return Names(dict(machine.tensors), others, machine.cut)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import AdapterHubError, InvalidTensorFile, PickleRefused
+from adapterhub.formats import pickle_calls
 from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, name_problem, shown
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def load(path: Path) -> Mapping[str, Tensor]:
     """
     try:
         _check_start(path)
+        pickle_calls.check(path)
         content = _restricted_load(path)
     except AdapterHubError:
         raise
@@ -46,7 +48,9 @@ def load(path: Path) -> Mapping[str, Tensor]:
             f"{path} cannot be read as a pickle of tensors: {_reason(error)}",
             remedy=f"the file is damaged or holds more than tensors: {_EXPORT}",
         ) from error
-    return {name: _tensor(path, name, value) for name, value in _named(path, content).items()}
+    tensors = _named(path, content)
+    _check_held(path, tensors)
+    return {name: _tensor(path, name, value) for name, value in tensors.items()}
 
 
 def _check_start(path: Path) -> None:
@@ -113,13 +117,29 @@ def _named(path: Path, content: Any) -> dict[str, torch.Tensor]:
     return content
 
 
+def _check_held(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A file of the old format may claim storages that it does not hold; they are not zeros."""
+    stored = [t.untyped_storage() for t in tensors.values() if _is_plain(t)]
+    held = {storage.data_ptr(): storage.nbytes() for storage in stored}
+    if sum(held.values()) > path.stat().st_size:
+        raise InvalidTensorFile(
+            f"{path} claims {sum(held.values())} bytes of values, more than it has", remedy=_EXPORT
+        )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    import torch
+
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
 def _tensor(path: Path, name: str, tensor: torch.Tensor) -> Tensor:
     import torch
 
     def refused(what: str) -> InvalidTensorFile:
         return InvalidTensorFile(f"{path}: {shown(name)} {what}", remedy=_EXPORT)
 
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+    if not _is_plain(tensor):
         raise refused("is sparse, quantised or without values")
     # A view with stride 0 claims any shape over a few bytes.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

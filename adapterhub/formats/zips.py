@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_MEMBERS = 20_000
-MAX_DIRECTORY_BYTES = 8 * 1024 * 1024
+MEMBER_BYTES = 400  # of the directory, for each
 STORED = 0
 _END, _END64, _LOCATOR64, _ENTRY, _LOCAL = (
     b"PK\x05\x06",
@@ -35,11 +35,11 @@ class Member:
     offset: int
 
 
-def members(fd: int) -> list[Member]:
+def members(fd: int, most: int = MAX_MEMBERS) -> list[Member]:
     """All members, as the archive's directory claims. Raises ValueError, saying what is wrong."""
     size = os.fstat(fd).st_size
     count, length, start = _directory(fd, size)
-    if count > MAX_MEMBERS or length > MAX_DIRECTORY_BYTES:
+    if count > most or length > most * MEMBER_BYTES:
         raise ValueError(f"claims {count} members in a directory of {length} bytes")
     if start + length > size:
         raise ValueError("its directory lies beyond its end")
@@ -53,11 +53,12 @@ def stored(fd: int, member: Member, limit: int) -> bytes:
     """The first `limit` bytes of a member. Raises ValueError."""
     if member.method != STORED or member.packed != member.size:
         raise ValueError(f"{member.name[:80]!a} is compressed, and is not unpacked")
-    head = os.pread(fd, 30, member.offset)
+    end = os.fstat(fd).st_size
+    head = os.pread(fd, 30, min(member.offset, end))
     if len(head) < 30 or head[:4] != _LOCAL:
         raise ValueError(f"{member.name[:80]!a} is not where the directory says")
     name, extra = struct.unpack_from("<HH", head, 26)
-    return os.pread(fd, min(limit, member.size), member.offset + 30 + name + extra)
+    return os.pread(fd, min(limit, member.size, end), member.offset + 30 + name + extra)
 
 
 def _directory(fd: int, size: int) -> tuple[int, int, int]:

@@ -87,6 +87,11 @@ BOMB = "---\na: &a [x, x]\n" + "".join(
         ("---\n" + "{a: " * 15_000 + "\n---\n", "is nested deeper than 30 levels"),
         ("---\nx: \x00\n---\n", "is not valid YAML"),
         ("---\nx: 2020-99-99\n---\n", "is not valid YAML: month must be in 1..12"),
+        ("---\nx: !!timestamp soon\n---\n", "is not valid YAML: 'NoneType' object"),
+        ('---\nx: !!int ""\n---\n', "is not valid YAML: string index out of range"),
+        ("---\nx: !!bool maybe\n---\n", "is not valid YAML: 'maybe'"),
+        ("---\nx: " + "1:" * 300 + "1.0\n---\n", "is not valid YAML: int too large"),
+        ("---\nx: [" + "a," * 30_000 + "]\n---\n", "has more than 20000 parts"),
         ("x" * (1024 * 1024 + 1), "larger than 1 MiB and is left aside"),
     ],
     ids=[
@@ -101,6 +106,11 @@ BOMB = "---\na: &a [x, x]\n" + "".join(
         "braced",
         "nul",
         "date",
+        "timestamp",
+        "whole",
+        "bool",
+        "sixties",
+        "parts",
         "huge",
     ],
 )

@@ -44,6 +44,7 @@ def test_by_the_name(name: str | None, expected: str | None) -> None:
         ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 2}}, "LoftQ 2 bit"),
         ({"init_lora_weights": "LoftQ", "loftq_config": None}, "LoftQ 4 bit"),
         ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": "evil"}}, "LoftQ"),
+        ({"init_lora_weights": "loftq", "loftq_config": ["evil"]}, "LoftQ"),
     ],
 )
 def test_by_the_config_first(config: dict[str, Any], expected: str) -> None:

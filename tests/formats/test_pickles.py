@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +282,81 @@ def test_what_is_refused(tmp_path: Path, make: Callable[[Path], None], said: str
         pickles.load(path)
     assert said in caught.value.message and str(path) in caught.value.message
     assert caught.value.remedy
+
+
+class Call:
+    """Pickles as a call of `function`, which torch's restricted loader makes."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (Call(bytearray, 10**12), "it asks for __builtin__.bytearray, which is no tensor"),
+        (Call(torch.Tensor, 3), "it asks for torch.Tensor, which is no tensor"),
+        (Call(torch.FloatTensor, 10**11), "it asks for torch.FloatTensor, which is no tensor"),
+        (Call(torch.UntypedStorage, 10**11), "it asks for torch.storage.UntypedStorage, which"),
+        (
+            Call(torch._tensor._rebuild_from_type_v2, bytearray, torch.Tensor, (10**12,), {}),
+            "it asks for __builtin__.bytearray, which is no tensor",
+        ),
+    ],
+)
+def test_what_would_take_memory_or_show_it_is_not_called(
+    tmp_path: Path, call: Call, said: str, zipped: bool
+) -> None:
+    path = tmp_path / "adapter_model.bin"
+    torch.save({"a": call}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InvalidTensorFile) as caught:
+        pickles.load(path)
+    assert said in caught.value.message
+
+
+def test_a_second_data_pkl_is_looked_at_too(tmp_path: Path) -> None:
+    good, bad, path = (tmp_path / name for name in ("good", "bad", "adapter_model.bin"))
+    torch.save(PAIR, good)
+    torch.save({"a": Call(bytearray, 10**12)}, bad)
+    with zipfile.ZipFile(bad) as archive:
+        payload = archive.read("bad/data.pkl")
+    path.write_bytes(good.read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("good/DATA.pkl", payload)
+    with pytest.raises(InvalidTensorFile, match=r"it asks for __builtin__\.bytearray"):
+        pickles.load(path)
+
+
+def test_storages_that_the_file_does_not_hold(tmp_path: Path) -> None:
+    """The content claims a storage, and the list of those that follow is empty."""
+    path = tmp_path / "adapter_model.bin"
+    torch.save({"a": torch.ones(4)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    claimed = whole.replace(b"K\x04\x85", b"J\xff\xff\xff\x00\x85")  # the size of the tensor
+    assert claimed != whole
+    path.write_bytes(claimed)
+    with pytest.raises(InvalidTensorFile, match="storage has wrong byte size"):
+        pickles.load(path)
+    with path.open("rb") as stream:
+        for _ in range(4):  # magic, protocol, machine, content
+            for _opcode in pickletools.genops(stream):
+                pass
+        head = claimed[: stream.tell()]
+    path.write_bytes(head + pickle.dumps([], protocol=2))
+    with pytest.raises(InvalidTensorFile, match=r"claims \d+ bytes of values, more than it"):
+        pickles.load(path)
+
+
+def test_tensors_with_attributes_are_read(tmp_path: Path) -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    tensor.note = "kept by torch"  # type: ignore[attr-defined]
+    torch.save({"a": tensor}, tmp_path / "adapter_model.bin")
+    found = pickles.load(tmp_path / "adapter_model.bin")["a"].read()
+    assert found.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
 
 
 def test_every_truncation_is_a_named_error(tmp_path: Path) -> None:

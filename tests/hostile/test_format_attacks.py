@@ -211,6 +211,18 @@ def test_an_archive_of_very_many_members(tmp_path: Path) -> None:
     assert "claims 65000 members" in problem(tmp_path, data)
 
 
+@pytest.mark.parametrize("offset", [2**62, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("name", ["a.npy", "a/data.pkl"])
+def test_a_member_beyond_all_files(tmp_path: Path, name: str, offset: int) -> None:
+    wide = struct.pack("<HHQQQ", 1, 24, 10, 10, offset)
+    entry = b"PK\x01\x02" + bytes(16) + b"\xff" * 8
+    entry += struct.pack("<HHHHHII", len(name), len(wide), 0, 0, 0, 0, 0xFFFFFFFF)
+    entry += name.encode() + wide
+    data = b"PK\x03\x04" + entry + end(1, len(entry), 4)
+    suffix = "npz" if name.endswith("npy") else "bin"
+    assert "is not where the directory says" in problem(tmp_path, data, f"x.{suffix}")
+
+
 def test_sizes_of_more_than_32_bits(tmp_path: Path) -> None:
     """Of an archive that zipfile wrote with such fields; and one cut anywhere."""
     with (
@@ -440,6 +452,6 @@ def test_every_opcode_is_played() -> None:
         for filler in (b"", b"(", b"N", b"(NN", b"}NN", b"((", b"\x8c\x01a\x8c\x01b"):
             data = b"\x80\x04" + filler + opcode.code.encode("latin-1") + b"\x01" * 8 + b"\n\n."
             try:
-                pickle_names._play(io.BytesIO(data))
+                pickle_names.play(io.BytesIO(data), pickle_names.Machine())
             except ValueError as error:
                 assert "is no pickle" in str(error)

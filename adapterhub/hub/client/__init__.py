@@ -1,0 +1,1 @@
+"""push and pull, through huggingface_hub; no HTTP of our own."""
