@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 from adapterhub.errors import AdapterHubError, InvalidOption, NotFound, StoreError
 from adapterhub.store import files, query, verbs
 from adapterhub.store import home as homes
-from adapterhub.store.blobs import Blobs, Manifests
+from adapterhub.store.blobs import Arriving, Blobs, Manifests
 from adapterhub.store.gc import Collector, GcReport, blobs_of
 from adapterhub.store.index import Index, failure, is_damage
 from adapterhub.store.journal import Change, Journal
@@ -34,6 +34,7 @@ from adapterhub.store.verbs import Outcome
 
 __all__ = [
     "LATEST",
+    "Arriving",
     "Event",
     "Filters",
     "GcReport",
@@ -141,6 +142,16 @@ class Store:
     def put_blob_bytes(self, data: bytes) -> tuple[str, int]:
         with self.writing():
             return self._blobs.put_bytes(data), len(data)
+
+    @contextmanager
+    def arriving_blob(self) -> Iterator[Arriving]:
+        """A blob written in pieces, hashed on the way: `write` each, then `commit`, or it is gone.
+
+        Any thread may write, one at a time. Hold `writing()` from `commit` until the ref that
+        needs the blob is made, not before: an upload may take hours.
+        """
+        with self._blobs.arriving() as arriving:
+            yield arriving
 
     def open_blob(self, digest: str) -> BinaryIO:
         """For reading. Raises IntegrityError where it is missing."""

@@ -10,7 +10,8 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,10 +85,14 @@ class Tree:
         with open_source(source) as file, files.named_errors(self.home.root):  # noqa: SIM117
             with files.temporary(self.home.tmp) as (fd, path):
                 digest, size = _copy(file, fd, path)
-                target = self.path(digest)
-                if not self._refresh(target, digest, size):
-                    self._publish(fd, path, target)
+                self.settle(fd, path, digest, size)
         return digest, size
+
+    def settle(self, fd: int, path: Path, digest: str, size: int) -> None:
+        """Moves a written temporary to its place, unless its content is there already."""
+        target = self.path(digest)
+        if not self._refresh(target, digest, size):
+            self._publish(fd, path, target)
 
     def _publish(self, fd: int, path: Path, target: Path) -> None:
         if files.mkdir(target.parent):
@@ -156,9 +161,44 @@ def _copy(file: BinaryIO, fd: int, path: Path) -> tuple[str, int]:
     return digests.PREFIX + hasher.hexdigest(), size
 
 
+@dataclass
+class Arriving:
+    """A content that comes in pieces; nothing of it is visible before `commit`."""
+
+    _tree: Tree
+    _fd: int
+    _path: Path
+    size: int = 0
+    _hasher: Any = field(default_factory=hashlib.sha256)
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Raises OutputError where the disk is full."""
+        with files.named_errors(self._tree.home.root):
+            files.write_all(self._fd, piece, self._path)
+        self._hasher.update(piece)
+        self.size += len(piece)
+
+    @property
+    def digest(self) -> str:
+        """Of what has been written so far."""
+        return digests.PREFIX + str(self._hasher.hexdigest())
+
+    def commit(self) -> str:
+        """Stores what was written, durably, and returns its digest. Once, and the last call."""
+        digest = self.digest
+        with files.named_errors(self._tree.home.root):
+            self._tree.settle(self._fd, self._path, digest, self.size)
+        return digest
+
+
 class Blobs(Tree):
     def __init__(self, home: Home) -> None:
         super().__init__(home, home.blobs, "blob")
+
+    @contextmanager
+    def arriving(self) -> Iterator[Arriving]:
+        with files.named_errors(self.home.root), files.temporary(self.home.tmp) as (fd, path):
+            yield Arriving(self, fd, path)
 
 
 class Manifests(Tree):

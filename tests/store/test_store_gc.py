@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import storekit
 
+from adapterhub import digest as digests
 from adapterhub.errors import IntegrityError, NotFound, OutputError, StoreError
 from adapterhub.store import Store
 
@@ -147,3 +148,28 @@ def test_a_manifest_is_canonical_and_hashed_at_every_read(store: Store) -> None:
         store.manifest(one)
     with pytest.raises(StoreError, match="the manifest is not canonical JSON: nan"):
         store.put_manifest({"a": float("nan")})
+
+
+def test_a_blob_that_arrives_in_pieces(store: Store) -> None:
+    with store.arriving_blob() as arriving:
+        arriving.write(b"one ")
+        arriving.write(memoryview(b"and two"))
+        assert arriving.digest == digests.of_bytes(b"one and two") and arriving.size == 11
+        assert not store.has_blob(arriving.digest)
+        digest = arriving.commit()
+    assert store.blob_path(digest).read_bytes() == b"one and two"
+    assert list((store.home / "tmp").iterdir()) == []
+    with store.arriving_blob() as arriving:  # the same again, over damaged bytes
+        store.blob_path(digest).chmod(0o644)
+        store.blob_path(digest).write_bytes(b"one and 2!!")
+        arriving.write(b"one and two")
+        assert arriving.commit() == digest
+    store.verify_blob(digest)
+
+
+def test_a_blob_that_never_ended_leaves_nothing(store: Store) -> None:
+    with pytest.raises(KeyError), store.arriving_blob() as arriving:
+        arriving.write(b"half")
+        raise KeyError
+    assert list((store.home / "tmp").iterdir()) == []
+    assert not store.has_blob(digests.of_bytes(b"half"))
