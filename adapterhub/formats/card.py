@@ -70,8 +70,8 @@ def _front_matter(text: str) -> tuple[dict[str, Any], list[Problem]]:
     import yaml
 
     try:
-        if trick := trick(front):
-            return {}, [Problem("card", f"the front matter of README.md {trick}")]
+        if why := trick(front):
+            return {}, [Problem("card", f"the front matter of README.md {why}")]
         value = yaml.safe_load(front)
     except Exception as error:  # a tag like !!int fails in as many ways as Python does
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -174,8 +174,8 @@ def _parse(front: str) -> _Parsed:
     if len(front) > limits.FRONT_LIMIT:
         raise FrontMatterError("is larger than 64 KiB")
     try:
-        if trick := limits.trick(front):
-            raise FrontMatterError(trick)
+        if why := limits.trick(front):
+            raise FrontMatterError(why)
         node = yaml.compose(front, yaml.SafeLoader)
         loaded = yaml.safe_load(front)
     except FrontMatterError:
