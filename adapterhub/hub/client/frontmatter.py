@@ -1,15 +1,16 @@
 """The front matter of a README.md, extended as text: what people wrote stays byte for byte.
 
 A key whose value is null, "" or an empty list or mapping says nothing, and is filled in its place;
-keys that are not there come after the last one. The result is parsed again, and given up unless it
-says what it said before and what was added.
+keys that are not there come after the last one; a list gets further items behind its last. The
+result is parsed again, and given up unless it says what it said before and what was added.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.formats import card as limits
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _OPEN = re.compile(r"\s*---[ \t]*\r?\n")  # the Hub's clients skip white space before it, too
 _CLOSE = re.compile(r"^---[ \t]*\r?$", re.MULTILINE)
+_LIST = "tag:yaml.org,2002:seq"
 _WIDE = 2**31
 
 
@@ -53,10 +55,14 @@ class Document:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """`spans`: key → where its value stands in the front matter. `root`: the mapping's own span."""
+    """`spans`: key → where its value stands in the front matter. `root`: the mapping's own span.
+
+    `lists`: key → where its last item ends, and the column of its dashes, or None within brackets.
+    """
 
     values: Mapping[Any, Any] = field(default_factory=dict)
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    lists: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     root: tuple[int, int] | None = None
     flow: bool = False
     indent: int = 0
@@ -96,9 +102,17 @@ def dump(fields: Mapping[str, Any], newline: str = "\n") -> str:
     return text.replace("\n", newline)
 
 
-def extended(document: Document, additions: Mapping[str, Any]) -> Document:
-    """With `additions` where `document` says nothing. Raises FrontMatterError."""
-    if not additions:
+def extended(
+    document: Document,
+    additions: Mapping[str, Any],
+    items: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> Document:
+    """With `additions` as values of their keys, and with `items` behind those of lists.
+
+    Additions replace: give only what `document` says nothing of, or what was never people's.
+    `items` are for lists that are there and not empty. Raises FrontMatterError.
+    """
+    if not additions and not any(items.values()):
         return document
     if not document.fenced:
         line = document.newline
@@ -106,8 +120,9 @@ def extended(document: Document, additions: Mapping[str, Any]) -> Document:
         gap = line if document.tail.strip() else ""
         return Document(f"---{line}", front, f"---{line}{gap}{document.tail}")
     before = _parse(document.front)
-    front = _edited(document.front, before, additions, document.newline)
-    expected = {**before.values, **additions}
+    front = _edited(document.front, before, additions, items, document.newline)
+    longer = {key: [*before.values[key], *more] for key, more in items.items()}
+    expected = {**before.values, **additions, **longer}
     try:
         found = _parse(front).values
     except FrontMatterError:
@@ -121,8 +136,15 @@ def extended(document: Document, additions: Mapping[str, Any]) -> Document:
 # --- the text ---------------------------------------------------------------------------------
 
 
-def _edited(front: str, parsed: _Parsed, additions: Mapping[str, Any], newline: str) -> str:
-    edits = []  # (start, end, text), none of which overlap
+def _edited(
+    front: str,
+    parsed: _Parsed,
+    additions: Mapping[str, Any],
+    items: Mapping[str, Sequence[Any]],
+    newline: str,
+) -> str:
+    # (start, end, text), none of which overlap
+    edits = [_appended(front, parsed, key, more, newline) for key, more in items.items() if more]
     new = {key: value for key, value in additions.items() if key not in parsed.spans}
     for key in additions.keys() - new.keys():
         start, end = parsed.spans[key]
@@ -133,6 +155,21 @@ def _edited(front: str, parsed: _Parsed, additions: Mapping[str, Any], newline: 
     for start, end, text in sorted(edits, reverse=True):
         front = front[:start] + text + front[end:]
     return front
+
+
+def _appended(
+    front: str, parsed: _Parsed, key: str, more: Sequence[Any], newline: str
+) -> tuple[int, int, str]:
+    """Raises FrontMatterError where the value of `key` is no list with items."""
+    if key not in parsed.lists:
+        raise FrontMatterError(f"has no list at {key}")
+    end, column = parsed.lists[key]
+    if column is None:
+        return end, end, "".join(f", {_flow(item)}" for item in more)
+    line_end = front.find("\n", end - 1)  # a folded text has its line's end inside
+    at = len(front) if line_end < 0 else line_end + 1
+    before = "" if line_end >= 0 else newline
+    return at, at, before + "".join(f"{' ' * column}- {_flow(item)}{newline}" for item in more)
 
 
 def _insertion(
@@ -192,15 +229,20 @@ def _parse(front: str) -> _Parsed:
 
 def _mapping(node: yaml.MappingNode, loaded: dict[Any, Any]) -> _Parsed:
     spans: dict[str, tuple[int, int]] = {}
+    lists: dict[str, tuple[int, int | None]] = {}
     seen = set()
     for key, value in node.value:
         if key.value in seen:
             raise FrontMatterError(f"has the key {str(key.value)[:80]!a} twice")
         seen.add(str(key.value))
         spans[str(key.value)] = (value.start_mark.index, value.end_mark.index)
+        if isinstance(value.value, list) and value.tag == _LIST and value.value:
+            column = None if value.flow_style else value.start_mark.column
+            lists[str(key.value)] = (value.value[-1].end_mark.index, column)
     return _Parsed(
         loaded,
         spans,
+        lists,
         (node.start_mark.index, node.end_mark.index),
         bool(node.flow_style),
         node.start_mark.column,
