@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
 from adapterhub.formats.roots import adapter_root
-from adapterhub.hub import client
-from adapterhub.hub.client import Pushed, PushPlan, PushResult
+from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
 from adapterhub.merging import (
     MergePlan,
     MergeReport,
@@ -296,76 +295,6 @@ def load_model(
 
 def _base_name(loaded: Loaded) -> str | None:
     return loaded.adapter.base.name
-
-
-def plan_push(
-    ref: str,
-    repo: str,
-    *,
-    revision: str = "main",
-    public: bool = False,
-    message: str | None = None,
-    create_pr: bool = False,
-    registry: Registry | None = None,
-) -> PushPlan:
-    """What `push` would send: files, bytes, what is there already, and what speaks against it.
-
-    Works offline, without knowing what is there. Arguments as those of `push`.
-    """
-    request = client.Request(repo, revision, public, message, create_pr)
-    with _registry(registry) as reg:
-        return client.plan(reg, ref, request)
-
-
-def push(
-    ref: str,
-    repo: str,
-    *,
-    revision: str = "main",
-    public: bool = False,
-    message: str | None = None,
-    create_pr: bool = False,
-    registry: Registry | None = None,
-    on_plan: Callable[[PushPlan], None] | None = None,
-) -> PushResult:
-    """A version → the repository `repo` (OWNER/NAME) of the hub at $HF_ENDPOINT, in one commit.
-
-    What is there already is not sent, and where nothing is missing there is no commit. A new
-    repository is private unless `public`. `revision`: a branch, made where there is none.
-    `create_pr`: open a pull request instead of changing the branch. `on_plan` is given the plan
-    before anything is sent.
-
-    Raises InvalidAdapter with what speaks against it, RemoteConflict where somebody else has pushed
-    meanwhile, RemoteError, NotFound.
-    """
-    request = client.Request(repo, revision, public, message, create_pr)
-    with _registry(registry) as reg:
-        return client.push(reg, ref, request, on_plan)
-
-
-def push_all(
-    namespace: str,
-    target: str,
-    *,
-    revision: str = "main",
-    public: bool = False,
-    message: str | None = None,
-    create_pr: bool = False,
-    dry_run: bool = False,
-    registry: Registry | None = None,
-) -> Iterator[Pushed]:
-    """Every name `namespace/NAME` to the repository `target/NAME`; one that fails stops no other.
-
-    With `dry_run` each has its plan instead of a result. Other arguments as those of `push`.
-    """
-    options: dict[str, Any] = {
-        "revision": revision,
-        "public": public,
-        "message": message,
-        "create_pr": create_pr,
-    }
-    with _registry(registry) as reg:
-        yield from client.push_all(reg, namespace, target, dry_run=dry_run, **options)
 
 
 def methods() -> tuple[Method, ...]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.registry import Registry
 
 _COMMIT_DIGITS = 12
+_SEEN_BY = {True: "its owners only", False: "everybody", None: "not known"}
 
 
 @click.command()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +99,26 @@ def named_errors(doing: str, *, repo: str = "", safe: str = "") -> Iterator[None
             if "HTTPError" not in _classes(error) and not _is_xet(error):
                 raise
             raise _named(error, doing, repo, safe, tries) from error
+
+
+@contextmanager
+def quiet(*, bars: bool = True) -> Iterator[None]:
+    """Keeps huggingface_hub's bars to terminals, and its warnings, meant for programmers, away.
+
+    `bars=False`: no bars at all. Both are switches of the whole process.
+    """
+    from huggingface_hub import utils
+
+    switch: Any = utils
+    hide = not (bars and sys.stderr.isatty()) and not switch.are_progress_bars_disabled()
+    with warnings.catch_warnings(action="ignore"):
+        if hide:
+            switch.disable_progress_bars()
+        try:
+            yield
+        finally:
+            if hide:
+                switch.enable_progress_bars()
 
 
 # --- which error ------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from adapterhub.errors import (
 )
 from adapterhub.hub.client import network
 from adapterhub.hub.client.findings import Finding
-from adapterhub.hub.client.network import named_errors
+from adapterhub.hub.client.network import named_errors, quiet
 from adapterhub.hub.client.planning import REMOVED, UNCHANGED, Draft, PushPlan, Request, draft
 from adapterhub.hub.client.remote import Remote, look
 from adapterhub.hub.client.version import Version, version
@@ -75,20 +74,23 @@ class Pushed:
         return "refused" if self.error or (self.plan and self.plan.errors) else "planned"
 
     def to_dict(self) -> dict[str, Any]:
-        error = self.error
-        said = (
-            {"code": error.code, "message": error.message, "remedy": error.remedy}
-            if error
-            else None
-        )
         return {
             "name": self.name,
             "repo": self.repo,
             "status": self.status,
             "result": self.result.to_dict() if self.result else None,
             "plan": self.plan.to_dict() if self.plan else None,
-            "error": said,
+            "error": _error(self.error) if self.error else None,
         }
+
+
+def _error(error: AdapterHubError) -> dict[str, Any]:
+    return {
+        "code": error.code,
+        "message": error.message,
+        "details": list(error.details),
+        "remedy": error.remedy,
+    }
 
 
 def plan(registry: Registry, ref: str, request: Request) -> PushPlan:
@@ -229,7 +231,7 @@ def _commit(api: HfApi, made: Draft, remote: Remote) -> CommitInfo:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     plan = made.plan
-    with named_errors(f"pushing to {plan.repo}", repo=plan.repo, safe=AGAIN), _quiet():
+    with named_errors(f"pushing to {plan.repo}", repo=plan.repo, safe=AGAIN), quiet():
         operations: list[Any] = [
             CommitOperationAdd(file.path, made.files[file.path].source) for file in plan.sent
         ]
@@ -242,11 +244,6 @@ def _commit(api: HfApi, made: Draft, remote: Remote) -> CommitInfo:
             parent_commit=remote.commit,
             create_pr=plan.create_pr,
         )
-
-
-def _quiet() -> warnings.catch_warnings[Any]:
-    """What the hub's check of the card remarks is not for the Python programmer."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
 def _result(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub import schema, strictjson
 from adapterhub.errors import AdapterHubError, RemoteError
-from adapterhub.hub.client.network import named_errors
+from adapterhub.hub.client.network import named_errors, quiet
 from adapterhub.hub.client.version import README, Outgoing
 from adapterhub.registry.checkout import MANIFEST
 
@@ -125,19 +125,10 @@ def _read(
             f"{path} of {repo} has {entries[path].size} bytes, and at most {_READ_BYTES} are read",
             remedy="shorten it on the hub, and push again",
         )
-    with named_errors(f"reading {path} of {repo}", repo=repo, safe="nothing was sent"):
-        local = api.hf_hub_download(
-            repo, path, revision=commit, local_dir=directory, tqdm_class=_silent()
-        )
+    doing = f"reading {path} of {repo}"
+    with named_errors(doing, repo=repo, safe="nothing was sent"), quiet(bars=False):
+        local = api.hf_hub_download(repo, path, revision=commit, local_dir=directory)
         return Path(local).read_bytes()
-
-
-def _silent() -> Any:
-    """No bar for a few kilobytes."""
-    from huggingface_hub import utils
-
-    bar: Any = vars(utils)["tqdm"]
-    return type("Silent", (bar,), {"__init__": lambda s, *a, **k: bar.__init__(s, disable=True)})
 
 
 def _manifest(data: bytes | None) -> Mapping[str, Any] | None:
