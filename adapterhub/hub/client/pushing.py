@@ -11,7 +11,6 @@ from adapterhub.errors import (
     InvalidAdapter,
     InvalidOption,
     NotFound,
-    RemoteConflict,
     RemoteError,
 )
 from adapterhub.hub.client import network
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 AGAIN = "to push again is safe: what has arrived is not sent twice"
 PUSHED = "pushed"
+_STALE = 412
+_TROUBLE = 500
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,11 @@ def push(
         return _result(made.plan, creates, "unchanged", remote.commit)
     try:
         done = _commit(api, made, remote)
-    except RemoteConflict:
-        # The branch may have moved by this very push, whose answer was lost on the way.
-        remote = _look(api, found, request)
-        if request.create_pr or not draft(found, remote, request, network.host()).is_empty:
+    except RemoteError as error:
+        commit = _arrived(api, found, request, error)
+        if commit is None:
             raise
-        return _result(made.plan, creates, PUSHED, remote.commit)
+        return _result(made.plan, creates, PUSHED, commit)
     return _result(made.plan, creates, PUSHED, done.oid, done.pr_url)
 
 
@@ -244,6 +244,17 @@ def _commit(api: HfApi, made: Draft, remote: Remote) -> CommitInfo:
             parent_commit=remote.commit,
             create_pr=plan.create_pr,
         )
+
+
+def _arrived(api: HfApi, found: Version, request: Request, error: RemoteError) -> str | None:
+    """The head of the branch, if all of it is there: only the answer was lost on the way."""
+    if request.create_pr or not (error.status in (None, _STALE) or error.status >= _TROUBLE):
+        return None
+    try:
+        remote = _look(api, found, request)
+    except AdapterHubError:
+        return None
+    return remote.commit if draft(found, remote, request, network.host()).is_empty else None
 
 
 def _result(

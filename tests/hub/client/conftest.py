@@ -12,6 +12,8 @@ sys.path.append(str(Path(__file__).parent))
 
 from minihub import MiniHub
 
+from adapterhub.registry import Registry
+
 TOKEN = "hf_aVeryPrivateTokenOfMine1234567890"
 
 
@@ -26,9 +28,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MiniHub]:
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
             "ENDPOINT": served.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": served.url + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_CACHE": str(tmp_path / "hf"),
         }.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(http, "time", SimpleNamespace(sleep=lambda seconds: None))
         yield served
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with Registry(tmp_path / "home") as opened:
+        yield opened

@@ -62,7 +62,8 @@ class MiniHub:
     def wrote(self) -> list[str]:
         """Requests that change something."""
         quiet = ("/preupload/", "/paths-info/", "/validate-yaml")
-        return [r for r in self.requests if r[:3] != "GET" and not any(q in r for q in quiet)]
+        made = [r for r in self.requests if not r.startswith(("GET", "HEAD"))]
+        return [r for r in made if not any(q in r for q in quiet)]
 
     @contextmanager
     def serving(self) -> Iterator[MiniHub]:
