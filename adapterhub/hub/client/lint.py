@@ -168,13 +168,17 @@ def _secrets(version: Version, card: Card) -> Iterator[Finding]:
             f"the manifest holds what looks like {secret.kind}",
             "revoke it; take it out of the adapter's config, and add it again",
         )
-    described = str(version.card.get("description") or "")
+    described = str(version.card.get("description") or "")  # Markdown's backslashes would hide one
+    for secret in secrets(described):
+        yield error(
+            "secret",
+            f"the description holds what looks like {secret.kind}",
+            f'revoke it; adapterhub edit {version.name} --description "…"',
+        )
     for secret in secrets(card.text):
         yield error(
             "secret",
             f"README.md, line {secret.line}, holds what looks like {secret.kind}",
-            f'revoke it; adapterhub edit {version.name} --description "…"'
-            if any(secrets(described))
-            else "revoke it; take it out of README.md, there or in the adapter's directory, and "
-            "add it again",
+            "revoke it; take it out of README.md, there or in the adapter's directory, and add "
+            "that again",
         )

@@ -323,26 +323,28 @@ def test_a_repository_that_appears_meanwhile_is_looked_at_again(
 # --- faults -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "stage", ["/create", "/preupload/", "/objects/batch", "/upload/", "/commit/"]
-)
-@pytest.mark.parametrize("status", [CUT, 500, 401, 403, 429])
+STAGES = ["/create", "/preupload/", "/objects/batch", "/upload/", "/commit/"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_push_that_fails_says_why_in_one_line_and_can_be_repeated(
-    hub: MiniHub, registry: Registry, ner: Path, stage: str, status: int
+    hub: MiniHub, registry: Registry, ner: Path, stage: str
 ) -> None:
-    hub.fault = lambda method, path: status if stage in path else None
-    with pytest.raises(RemoteError) as info:
-        push("team/ner", "me/ner", registry=registry)
-    error = info.value
-    doing = "creating" if stage == "/create" else "pushing to"
-    assert error.message.startswith(f"{doing} me/ner failed: ")
-    assert "\n" not in error.message + error.remedy
-    assert ("nothing was sent" if stage == "/create" else "to push again is safe") in error.remedy
-    told = (f"answered {status} (fault {status})",) if status != CUT else ("was cut", "disconnect")
-    assert any(text in error.message for text in told), error.message
-    assert error.status == (None if status == CUT else status)
-    for secret in (TOKEN, "verysecret"):
-        assert secret not in str(error)
+    for status in (CUT, 500, 401, 403, 429):
+        hub.fault = lambda method, path, status=status: status if stage in path else None
+        with pytest.raises(RemoteError) as info:
+            push("team/ner", "me/ner", registry=registry)
+        error = info.value
+        doing = "creating" if stage == "/create" else "pushing to"
+        assert error.message.startswith(f"{doing} me/ner failed: ")
+        assert "\n" not in error.message + error.remedy
+        safe = "nothing was sent" if stage == "/create" else "to push again is safe"
+        assert safe in error.remedy
+        told = f"answered {status} (fault {status})" if status != CUT else "was cut"
+        assert told in error.message
+        assert error.status == (None if status == CUT else status)
+        for secret in (TOKEN, "verysecret"):
+            assert secret not in str(error)
     hub.fault = lambda method, path: None
     assert push("team/ner", "me/ner", registry=registry).status == "pushed"
     assert sorted(hub.repositories["me/ner"].tree()) == [".gitattributes", *OURS]
