@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 Tree = dict[str, bytes]
+TOKEN = "hf_aVeryPrivateTokenOfMine1234567890"
 CUT = -1  # as a status: the connection is closed without an answer
 
 
@@ -82,6 +87,23 @@ class MiniHub:
         finally:
             server.shutdown()
             server.server_close()
+
+
+def talking_to(hub: MiniHub, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """What the environment would say, had it been there when huggingface_hub was imported."""
+    import huggingface_hub.utils._http as http
+    from huggingface_hub import constants
+
+    for name, value in {
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(place / "hf"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 class _Handler(BaseHTTPRequestHandler):

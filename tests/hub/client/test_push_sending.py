@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TOKEN
-from minihub import CUT, MiniHub
+from minihub import CUT, TOKEN, MiniHub
 from pushkit import LICENSED, front, pushable, save_adapter
 
 from adapterhub import schema
