@@ -1,0 +1,77 @@
+"""Answers: JSON, and errors with the headers that clients act upon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import Response
+
+from adapterhub.errors import (
+    AdapterHubError,
+    AlreadyExists,
+    BaseMismatch,
+    IntegrityError,
+    InvalidName,
+    InvalidOption,
+    NotFound,
+    NotSupported,
+    OutputError,
+    SchemaError,
+    StoreError,
+)
+
+# Only what passes by itself may be 5xx: clients repeat those.
+_STATUS: tuple[tuple[type[AdapterHubError], int], ...] = (
+    (NotFound, 404),
+    (AlreadyExists, 409),
+    (IntegrityError, 422),
+    (InvalidName, 400),
+    (InvalidOption, 400),
+    (SchemaError, 400),
+    (BaseMismatch, 400),
+    (NotSupported, 400),
+    (OutputError, 507),
+    (StoreError, 503),
+)
+
+
+def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(body, status, headers, media_type="application/json")
+
+
+def status_of(error: AdapterHubError) -> int:
+    """`error.status` where it has one (hub.state.errors), else by its class."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return status
+    return next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
+
+
+def of_error(error: AdapterHubError) -> Response:
+    """Status, X-Error-Code and X-Error-Message; the body repeats the message for people."""
+    headers = {"X-Error-Message": header_text(error.message)}
+    if code := getattr(error, "error_code", None):
+        headers["X-Error-Code"] = code
+    if commit := getattr(error, "commit", None):
+        headers["X-Repo-Commit"] = commit
+    text = f"{error.message} ({error.remedy})" if error.remedy else error.message
+    return as_json({"error": text, "code": error.code}, status_of(error), headers)
+
+
+def plain_error(status: int, message: str, **headers: str) -> Response:
+    """For what is no error of ours: an unknown address, a wrong method."""
+    return as_json(
+        {"error": message or HTTPStatus(status).phrase},
+        status,
+        {"X-Error-Message": header_text(message), **headers},
+    )
+
+
+def header_text(text: str) -> str:
+    """A header holds one line of Latin-1 at most; other characters become `?`."""
+    flat = " ".join(text.split())[:500]
+    return "".join(c if 32 <= ord(c) < 127 else "?" for c in flat)
