@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MOST_TEXT = 300
 _SECRETS = re.compile(
-    r"\b(hf_|api_org_)\w{4,}|\b(Bearer|Basic)\s+[\w.~+/=-]+|(?<=//)[^/@\s]+@|(?<=\w)\?[^\s'\"]+=\S*",
+    r"\b(hf_|api_org_|ahub_)\w{4,}|\b(Bearer|Basic)\s+[\w.~+/=-]+|(?<=//)[^/@\s]+@|(?<=\w)\?[^\s'\"]+=\S*",
     re.IGNORECASE,
 )
 _TRY = re.compile(r"thrown while requesting (\w+) (\S+)")
@@ -176,10 +176,10 @@ def _missing(kinds: set[str], repo: str) -> str | None:
 
 def _http(error: BaseException, status: int) -> tuple[str, str]:
     """Why, and the cure."""
-    said = redacted(str(getattr(error, "server_message", None) or ""))
+    said = redacted(_said(str(getattr(error, "server_message", None) or "")))
     why = f"{host()} answered {status}{f' ({said})' if said else ''}"
     cures = {
-        401: _sign_in("the token is wrong or has expired"),
+        401: _sign_in("the token is wrong or has expired" if has_token() else "no token is set"),
         402: "the hub wants to be paid for this",
         403: _sign_in("the token lacks the right to do this, or the repository is gated"),
         409: "somebody else is at work there: wait a moment",
@@ -190,6 +190,14 @@ def _http(error: BaseException, status: int) -> tuple[str, str]:
     if status >= 500:
         return why, "the hub has trouble: wait some minutes"
     return why, cures.get(status, "")
+
+
+def _said(message: str) -> str:
+    """Header and body often say the same, one of them at greater length."""
+    lines = list(dict.fromkeys(message.splitlines()))
+    longer = [[other for other in lines if other != line] for line in lines]
+    pairs = zip(lines, longer, strict=True)
+    return "; ".join(line for line, others in pairs if not any(line in other for other in others))
 
 
 def _wire(error: BaseException, kinds: set[str]) -> tuple[str, str]:
@@ -210,7 +218,7 @@ def _wire(error: BaseException, kinds: set[str]) -> tuple[str, str]:
 def _sign_in(otherwise: str) -> str:
     if has_token():
         return f"{otherwise} (hf auth whoami tells whose token is used)"
-    return f"{otherwise}, or sign in: hf auth login, or HF_TOKEN=…"
+    return f"{otherwise}; to sign in: hf auth login, or HF_TOKEN=…"
 
 
 def _classes(error: BaseException) -> set[str]:

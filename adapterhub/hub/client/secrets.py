@@ -21,6 +21,7 @@ _START = r"(?<![A-Za-z0-9_-])"
 # A digit tells a token from a long word with hyphens.
 _KINDS = (
     ("a Hugging Face token", rf"{_START}(?:hf_|api_org_)[A-Za-z0-9]{{20,}}"),
+    ("a token of adapterhub", rf"{_START}ahub_[0-9a-f]{{20,}}"),
     ("an API key (sk-…)", rf"{_START}sk-(?=[\w-]*\d)[A-Za-z0-9_-]{{20,}}"),
     ("a GitHub token", rf"{_START}(?:gh[pousr]_[A-Za-z0-9]{{30,}}|github_pat_\w{{22,}})"),
     ("a GitLab token", rf"{_START}glpat-[\w-]{{20,}}"),

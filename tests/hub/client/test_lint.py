@@ -140,6 +140,7 @@ def test_only_safetensors_leave(registry: Registry, tmp_path: Path) -> None:
 # In two halves, so that no scanner takes this file for a leak.
 TOKENS = {
     "a Hugging Face token": "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567",
+    "a token of adapterhub": "ahub_" + "a584b9ed624c6cb70fc5e25d116a1faabd28a98f",
     "an API key (sk-…)": "sk-" + "proj-abcdefghijklmnop1234567890",
     "a GitHub token": "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789",
     "a GitLab token": "glpat-" + "abcdefghij0123456789",

@@ -44,7 +44,9 @@ def test_without_a_token_one_is_told_to_sign_in(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert "or sign in: hf auth login, or HF_TOKEN=…" in failure(NotFound)
+    assert "; to sign in: hf auth login, or HF_TOKEN=…" in failure(NotFound)
+    hub.fault = lambda method, path: 401
+    assert "→ no token is set; to sign in: hf auth login" in failure(RemoteError)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,19 @@ def log() -> Iterator[list[str]]:
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("no\nno (ask somebody)", "no (ask somebody)"),
+        ("no\nnever", "no; never"),
+        ("no\nno", "no"),
+        ("", ""),
+    ],
+)
+def test_what_a_hub_says_twice_is_said_once(message: str, expected: str) -> None:
+    assert network._said(message) == expected
 
 
 def test_tries_of_two_at_once_are_counted_apart(hub: MiniHub, log: list[str]) -> None:
