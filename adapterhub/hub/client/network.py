@@ -189,7 +189,10 @@ def _http(error: BaseException, status: int) -> tuple[str, str]:
     }
     if status >= 500:
         return why, "the hub has trouble: wait some minutes"
-    return why, cures.get(status, "")
+    if status in cures:
+        return why, cures[status]
+    request = _request(error)
+    return (f"{why} to {request.method} {urlsplit(str(request.url)).path}" if request else why), ""
 
 
 def _said(message: str) -> str:
@@ -244,11 +247,18 @@ class _Tries:
 
     def of(self, error: Any) -> int:
         """How often the request of `error` was made; of one without, the most of any."""
-        try:
-            url = _address(str(error.request.url))
-        except (AttributeError, RuntimeError):  # httpx raises where there is no request
+        request = _request(error)
+        if request is None:
             return max(self._counts.values(), default=1)
-        return max(self._counts[url], 1)
+        return max(self._counts[_address(str(request.url))], 1)
+
+
+def _request(error: Any) -> Any:
+    """The request that failed, if it is known."""
+    try:
+        return error.response.request if hasattr(error, "response") else error.request
+    except (AttributeError, RuntimeError):  # httpx raises where there is none
+        return None
 
 
 class _Listener(logging.Filter):

@@ -58,13 +58,13 @@ def test_without_a_token_one_is_told_to_sign_in(
         (413, "it is more than this hub takes"),
         (429, "wait some minutes"),
         (500, "the hub has trouble"),
-        (418, "nothing was sent"),
+        (418, "(fault 418) to GET /api/models/me/x → nothing was sent"),
     ],
 )
 def test_an_answer_that_is_no_success_has_its_cure(hub: MiniHub, status: int, cure: str) -> None:
     hub.fault = lambda method, path: status
     text = failure(RemoteError)
-    assert f"reading me/x failed: HUB answered {status} (fault {status}) → " in text
+    assert f"reading me/x failed: HUB answered {status} (fault {status})" in text
     assert cure in text
     assert text.endswith("nothing was sent")
 
