@@ -18,6 +18,7 @@ from adapterhub.cli import (
     names,
     output,
     pulling,
+    pushing,
     tables,
     upkeep,
 )
@@ -65,6 +66,6 @@ def main() -> None:
 
 
 _ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
-_REST = (module.COMMANDS for module in (names, upkeep, bases, merging, pulling, tables))
+_REST = (module.COMMANDS for module in (names, upkeep, bases, merging, pushing, pulling, tables))
 for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
     main.add_command(_command)

@@ -40,7 +40,7 @@ def test_the_commands_of_this_version() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
         *("inspect", "add", "list", "search", "show", "path", "export", "diff"),
         *("edit", "mv", "rm", "tag", "untag", "history", "rollback"),
-        *("verify", "gc", "reindex", "env", "merge", "pull", "methods", "formats"),
+        *("verify", "gc", "reindex", "env", "merge", "push", "pull", "methods", "formats"),
         *("base add", "base list", "base show", "base rm", "base identify"),
     }
 
