@@ -1,0 +1,7 @@
+"""History: commits, logs, files of a revision."""
+
+from __future__ import annotations
+
+
+class Commits:
+    """See Hub."""
