@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from adapterhub.hub.server import status
+from adapterhub.hub.server import (
+    browsing,
+    discussions,
+    history,
+    identity,
+    infos,
+    listing,
+    repos,
+    status,
+)
 from adapterhub.hub.server.routing import Route
 
-ROUTES: tuple[Route, ...] = (*status.ROUTES,)
+ROUTES: tuple[Route, ...] = (
+    *status.ROUTES,
+    *identity.ROUTES,
+    *repos.ROUTES,
+    *listing.ROUTES,
+    *browsing.ROUTES,
+    *history.ROUTES,
+    *discussions.ROUTES,
+    *infos.ROUTES,  # the last: a bare `{repo}` would fit what has words behind the id
+)
