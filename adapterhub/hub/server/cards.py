@@ -30,10 +30,16 @@ def validate(content: str) -> tuple[list[str], list[str]]:
         return ["the card is larger than 1 MiB"], []
     found, problems = cards.front_matter(_text(content.encode("utf-8", "replace")))
     errors = [problem.message for problem in problems]
-    errors += [f"{key} must be a text" for key in ("license", "library_name", "pipeline_tag")
-               if not isinstance(found.get(key), str | None)]
-    errors += [f"{key} must be a text or a list of texts" for key in _WORDS
-               if not _are_words(found.get(key))]
+    errors += [
+        f"{key} must be a text"
+        for key in ("license", "library_name", "pipeline_tag")
+        if not isinstance(found.get(key), str | None)
+    ]
+    errors += [
+        f"{key} must be a text or a list of texts"
+        for key in _WORDS
+        if not _are_words(found.get(key))
+    ]
     warnings = [] if found or errors else [_EMPTY]
     for base in words(found.get("base_model")):
         if not HUB_ID.fullmatch(base):

@@ -72,7 +72,7 @@ def _details(call: Call, repository: Repository, number: int) -> dict[str, Any]:
     answer = _head(repository, pull) | {
         "events": _events(pull, own),
         "changes": {"base": f"{BRANCH}{pull.target}", "mergeCommitId": pull.merged},
-        "filesWithConflicts": list(hub.conflicts(repository, number)),
+        "filesWithConflicts": list(hub.pulls.conflicts(repository, number)),
     }
     if call.query("diff"):
         store = call.service.registry.store

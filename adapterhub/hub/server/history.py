@@ -80,13 +80,13 @@ async def create_branch(call: Call) -> Response:
     repository = await call.writable()
     said = await call.json()
     start = _text(said, "startingPoint")
-    await call.thread(call.hub.create_branch, repository, call.params["branch"], start or None)
+    await call.thread(call.hub.refs.create_branch, repository, call.params["branch"], start or None)
     return replies.as_json({})
 
 
 async def delete_branch(call: Call) -> Response:
     repository = await call.writable()
-    await call.thread(call.hub.delete_branch, repository, call.params["branch"])
+    await call.thread(call.hub.refs.delete_branch, repository, call.params["branch"])
     return replies.as_json({})
 
 
@@ -94,13 +94,13 @@ async def create_tag(call: Call) -> Response:
     repository = await call.writable()
     said = await call.json()
     name, message = _text(said, "tag"), _text(said, "message")
-    await call.thread(call.hub.create_tag, repository, name, call.rev, message)
+    await call.thread(call.hub.refs.create_tag, repository, name, call.rev, message)
     return replies.as_json({})
 
 
 async def delete_tag(call: Call) -> Response:
     repository = await call.writable()
-    await call.thread(call.hub.delete_tag, repository, call.rev)
+    await call.thread(call.hub.refs.delete_tag, repository, call.rev)
     return replies.as_json({})
 
 

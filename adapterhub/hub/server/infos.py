@@ -18,22 +18,18 @@ from adapterhub.hub.state.trees import File
 
 _PAGE = 10_000
 OWN = "adapterhub"  # our own field: what the registry made of the repository
-# What is answered where nothing in particular is asked for.
-_DEFAULT = (
-    "author sha lastModified createdAt private gated disabled downloads likes tags pipeline_tag"
-    " library_name cardData config siblings usedStorage"
-).split()  # noqa: SIM905
 LISTED = (
-    "author createdAt lastModified private gated disabled downloads likes tags pipeline_tag"
-    " library_name sha"
-).split()  # noqa: SIM905
+    *("author", "createdAt", "lastModified", "private", "gated", "disabled", "downloads", "likes"),
+    *("tags", "pipeline_tag", "library_name", "sha"),
+)
+_DEFAULT = (OWN, *LISTED, "cardData", "config", "siblings", "usedStorage")  # of one repository
 
 
 async def info(call: Call) -> Response:
     """Of main, or of `{rev}`; then card, files and tags are those of that revision."""
     repository = await call.visible()
     wanted = call.queries("expand")
-    fields = (OWN, *_DEFAULT) if not wanted else wanted
+    fields = wanted or _DEFAULT
     body = await call.thread(_described, call, repository, fields, call.flag("blobs"))
     return replies.as_json(body)
 

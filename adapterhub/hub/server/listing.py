@@ -48,13 +48,13 @@ async def models(call: Call) -> Response:
 def _page(call: Call, caller: Caller, limit: int) -> list[Repository]:
     order, ascending = _order(call)
     return list(
-        call.hub.repositories.list(
+        call.hub.access.list(
+            caller,
             kind=call.kind,
             namespace=call.query("author") or None,
-            search=call.query("search").split(),
+            search=call.query("search"),
             labels=_labels(call),
             gated=_gated(call),
-            readable=call.hub.access.readable(caller),
             order=order,
             ascending=ascending,
             limit=limit,

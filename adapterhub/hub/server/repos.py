@@ -34,9 +34,7 @@ async def create(call: Call) -> Response:
     body = {"url": web_url(call, id), "name": str(id)}
     private = _privacy(said)
     try:
-        made = await call.thread(
-            call.hub.create, id, private=private is not False, author=caller.name
-        )
+        made = await call.thread(call.hub.create, id, private=private is not False)
     except Conflict as error:  # `exist_ok` reads the url of what is there
         return replies.of_error(error, body)
     call.notes["repository"] = str(made.id)
@@ -49,7 +47,7 @@ async def delete(call: Call) -> Response:
     repository = await _write(call, caller, id)
     await call.thread(call.hub.repositories.delete, repository)
     call.notes["repository"] = str(id)
-    await call.moved()
+    await call.thread(call.service.indexer.forget, repository)
     return replies.as_json({})
 
 
@@ -60,9 +58,9 @@ async def move(call: Call) -> Response:
     old, new = parse_id(said.get("fromRepo"), kind), _checked(parse_id(said.get("toRepo"), kind))
     repository = await _write(call, caller, old)
     await call.thread(call.hub.access.create, caller, new)
-    await call.thread(call.hub.repositories.move, repository, new)
+    moved = await call.thread(call.hub.repositories.move, repository, new)
     call.notes["repository"] = f"{old} > {new}"
-    await call.moved()
+    await call.thread(call.service.indexer.follow, moved)
     return replies.as_json({"url": web_url(call, new)})
 
 
@@ -121,9 +119,7 @@ def _privacy(said: dict[str, Any]) -> bool | None:
     """`visibility`, or `private` of older clients; None where neither is said."""
     visibility, private = said.get("visibility"), said.get("private")
     if visibility is not None and visibility not in ("public", "private"):
-        raise InvalidRequest(
-            f"visibility is {str(visibility)[:40]!a}", remedy="public or private"
-        )
+        raise InvalidRequest(f"visibility is {str(visibility)[:40]!a}", remedy="public or private")
     if visibility is not None:
         return bool(visibility == "private")
     return None if private is None else bool(private)
