@@ -23,18 +23,14 @@ _DAYS = {"s": 1 / 86400, "m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
 _SPAN = re.compile(r"([0-9]{1,6})([smhdw])")
 
 
-class Span(click.ParamType):
+def _days(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """`90d`, `12h`: a time from now on, in days."""
-
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        found = _SPAN.fullmatch(str(value))
-        if found is None:
-            self.fail(f"{value!r} is no time such as 90d, 12h, 30m or 45s", param, ctx)
-        return int(found[1]) * _DAYS[found[2]]
+    if value is None:
+        return None
+    found = _SPAN.fullmatch(value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no time such as 90d, 12h, 30m or 45s")
+    return int(found[1]) * _DAYS[found[2]]
 
 
 @contextmanager
