@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import AdapterHubError, IntegrityError, OutputError, StoreError
+from adapterhub.hub.state.errors import InvalidRequest
 from adapterhub.hub.state.tables import MIGRATIONS
 
 APPLICATION_ID = 0x41644862
@@ -114,6 +115,10 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise failure(error, self.path) from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise InvalidRequest(
+                f"a text or number that nothing here has: {error}", remedy="correct the request"
+            ) from error
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
