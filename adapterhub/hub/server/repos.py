@@ -98,7 +98,7 @@ def _named(said: dict[str, Any], caller: Caller) -> RepoId:
     if not isinstance(name, str) or not isinstance(namespace, str | None):
         raise InvalidRequest("name must be a text, organization one or null", remedy="send both")
     if namespace is None and "/" not in name:
-        namespace = own_namespace(caller) or None
+        namespace = own_namespace(caller)
     return _checked(parse_id(f"{namespace}/{name}" if namespace else name, _kind(said)))
 
 
