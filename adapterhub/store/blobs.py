@@ -163,7 +163,11 @@ def _copy(file: BinaryIO, fd: int, path: Path) -> tuple[str, int]:
 
 @dataclass
 class Arriving:
-    """A content that comes in pieces; nothing of it is visible before `commit`."""
+    """A content that comes in pieces; nothing of it is visible before `commit`.
+
+    Either `write` each in order, or `write_at` in any order and `hash_up_to` what is there. `size`
+    is how many bytes have been hashed.
+    """
 
     _tree: Tree
     _fd: int
@@ -177,6 +181,28 @@ class Arriving:
             files.write_all(self._fd, piece, self._path)
         self._hasher.update(piece)
         self.size += len(piece)
+
+    def write_at(self, offset: int, piece: bytes | memoryview) -> None:
+        """At or behind `size` only: what lies before has been hashed."""
+        with files.named_errors(self._tree.home.root):
+            files.write_all_at(self._fd, offset, piece, self._path)
+
+    def hash_up_to(self, end: int) -> None:
+        """Reads and hashes from `size` to `end`, and flushes it."""
+        with files.named_errors(self._tree.home.root), self._path.open("rb") as file:
+            file.seek(self.size)
+            while self.size < end and (piece := file.read(min(PIECE, end - self.size))):
+                self._hasher.update(piece)
+                self.size += len(piece)
+        self.flush()
+
+    def flush(self) -> None:
+        """Brings what was written so far to the disk, so that `commit` has little left to wait for.
+
+        Another thread may write meanwhile.
+        """
+        with files.named_errors(self._tree.home.root):
+            files.fsync_file(self._fd, self._path)
 
     @property
     def digest(self) -> str:

@@ -73,6 +73,18 @@ def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
         raise
 
 
+def write_all_at(fd: int, offset: int, data: bytes | memoryview, path: Path) -> None:
+    announce("write", path)
+    rest = memoryview(data)
+    try:
+        while len(rest):
+            done = os.pwrite(fd, rest, offset)
+            rest, offset = rest[done:], offset + done
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def fsync_file(fd: int, path: Path) -> None:
     announce("fsync", path)
     os.fsync(fd)
