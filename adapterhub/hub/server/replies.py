@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.errors import (
@@ -43,6 +45,24 @@ def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(body, status, headers, media_type="application/json")
 
 
+def plain(value: str, media_type: str = "text/plain") -> Response:
+    return Response(value.encode(), media_type=f"{media_type}; charset=utf-8")
+
+
+def nothing() -> Response:
+    return Response(status_code=204)
+
+
+def next_page(url: str, request: Request, **changed: str | int) -> dict[str, str]:
+    """The header that leads clients to the next page: this address, on the server at `url`, with
+    the parameters `changed`. Clients take it as it stands, so it must be absolute.
+    """
+    query = [(k, v) for k, v in request.query_params.multi_items() if k not in changed]
+    query += [(k, str(v)) for k, v in changed.items()]
+    path = request.scope["raw_path"].split(b"?")[0].decode("ascii")
+    return {"Link": f'<{url}{path}?{urlencode(query)}>; rel="next"'}
+
+
 def status_of(error: AdapterHubError) -> int:
     """`error.status` where it has one (hub.state.errors), else by its class."""
     status = getattr(error, "status", None)
@@ -58,8 +78,10 @@ def of_error(error: AdapterHubError) -> Response:
         headers["X-Error-Code"] = code
     if commit := getattr(error, "commit", None):
         headers["X-Repo-Commit"] = commit
+    if (status := status_of(error)) == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="adapterhub"'
     text = f"{error.message} ({error.remedy})" if error.remedy else error.message
-    return as_json({"error": text, "code": error.code}, status_of(error), headers)
+    return as_json({"error": text, "code": error.code}, status, headers)
 
 
 def plain_error(status: int, message: str, **headers: str) -> Response:

@@ -1,0 +1,8 @@
+"""All addresses of the server, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from adapterhub.hub.server import status
+from adapterhub.hub.server.routing import Route
+
+ROUTES: tuple[Route, ...] = (*status.ROUTES,)
