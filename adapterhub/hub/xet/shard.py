@@ -6,7 +6,7 @@ Records of 48 bytes, little-endian:
     files       per file: hash 32, flags u32, number of terms u32, 8 unused
                   per term: xorb 32, flags u32, unpacked bytes u32, first chunk u32, end chunk u32
                   flag 31, per term: hash of its chunk hashes 32, 16 unused
-                  flag 30: sha256 of the file 32 (bytes in the order of Xet's hexadecimal), 16 unused
+                  flag 30: sha256 of the file 32 (in the byte order of Xet's hexadecimal), 16 unused
                 one record that starts with 32 bytes 0xff
     xorbs       per xorb: hash 32, flags u32, number of chunks u32, bytes u32, bytes stored u32
                   per chunk: hash 32, start u32, bytes u32, 8 unused
@@ -27,7 +27,7 @@ from adapterhub.hub.xet import hashing
 
 RECORD = 48
 MAX_SHARD_BYTES = 64 * 1024 * 1024
-MAGIC = b"HFRepoMetaData\0" + bytes.fromhex("5569676a457b815783a5bdd95ccdd14aa9")
+MAGIC = b"HFRepoMetaData\0" + bytes.fromhex("556967456a7b815783a5bdd95ccdd14aa9")
 VERSION, FOOTER_VERSION = 2, 1
 FOOTER_BYTES = 200
 BOOKEND = b"\xff" * hashing.HASH_BYTES

@@ -31,6 +31,7 @@ RAW, LZ4, GROUPED_LZ4 = 0, 1, 2
 CHUNK = np.dtype([("hash", "V32"), ("offset", "<u4"), ("stored", "<u4"), ("length", "<u4")])
 """One row per chunk: its hash, where its header starts, bytes behind the header, bytes unpacked."""
 
+Table = np.ndarray[tuple[int], np.dtype[np.void]]
 _AGAIN = "repeat the upload; if it fails again, the client writes xorbs that this server cannot use"
 
 
@@ -71,7 +72,7 @@ def unpack(header: Header, data: bytes | memoryview, where: str) -> bytes | memo
 
 def _decompress(data: bytes | memoryview, length: int, where: str) -> bytes:
     """Never makes more than one byte beyond `length`, whatever the frame claims."""
-    import lz4.frame  # type: ignore[import-untyped]
+    import lz4.frame
 
     reader = lz4.frame.LZ4FrameDecompressor()
     try:
@@ -100,6 +101,12 @@ def ungroup(data: bytes) -> bytes:
     return out.tobytes()
 
 
+def check_size(name: str, received: int) -> None:
+    """Raises IntegrityError for a xorb of more bytes than clients send."""
+    if received > MAX_XORB_BYTES:
+        raise _bad(f"{name} is larger than {MAX_XORB_BYTES} bytes")
+
+
 class Reader:
     """Checks a xorb that arrives in pieces and holds one chunk at most.
 
@@ -119,8 +126,7 @@ class Reader:
     def feed(self, piece: bytes) -> None:
         """Raises IntegrityError or NotSupported at the first chunk that is wrong."""
         self._received += len(piece)
-        if self._received > MAX_XORB_BYTES:
-            raise _bad(f"{self._name} is larger than {MAX_XORB_BYTES} bytes")
+        check_size(self._name, self._received)
         for at in range(0, len(piece), MAX_STORED_BYTES):
             self._buffer += piece[at : at + MAX_STORED_BYTES]
             self._take_chunks()
@@ -156,7 +162,7 @@ class Reader:
         self._rows.append(row)
         return end - at
 
-    def finish(self) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    def finish(self) -> Table:
         """Rows of CHUNK, after the whole body. Raises IntegrityError: truncated, other hash."""
         if self._in_footer:
             self._check_footer(bytes(self._buffer))
