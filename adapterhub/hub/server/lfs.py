@@ -40,11 +40,13 @@ async def batch(call: Call) -> Response:
         )
     wanted = [_wanted(each) for each in _objects(document)]
     transfers = document.get("transfers") or ["basic"]
-    found = await call.thread(_delivered, call, repository, [oid for oid, _ in wanted])
+    if not isinstance(transfers, list):
+        raise InvalidRequest("transfers is a list", remedy="offer basic or multipart")
+    found = await call.thread(_delivered, call, repository, wanted)
     out = [_object(call, repository, oid, size, found, transfers) for oid, size in wanted]
-    several = any("chunk_size" in o.get("actions", {}).get("upload", {}).get("header", {}) for o in out)
-    answer = {"transfer": "multipart" if several else "basic", "objects": out, "hash_algo": "sha256"}
-    return replies.as_json(answer, headers=_MEDIA)
+    several = any("header" in each.get("actions", {}).get("upload", {}) for each in out)
+    transfer = "multipart" if several else "basic"
+    return replies.as_json({"transfer": transfer, "objects": out}, headers=_MEDIA)
 
 
 def _objects(document: Mapping[str, Any]) -> Sequence[Any]:
@@ -68,11 +70,17 @@ def _wanted(item: object) -> tuple[str, int]:
     return oid, size
 
 
-def _delivered(call: Call, repository: Repository, oids: Sequence[str]) -> dict[str, int]:
-    """Sizes of those that this repository has."""
+def _delivered(
+    call: Call, repository: Repository, wanted: Sequence[tuple[str, int]]
+) -> dict[str, int]:
+    """Sizes of those that this repository has. Raises TooLarge where the others have no room."""
     contents = call.hub.contents
-    found = ((oid, contents.find(repository, f"sha256:{oid}")) for oid in oids)
-    return {oid: content.size for oid, content in found if content is not None}
+    rows = ((oid, contents.find(repository, f"sha256:{oid}")) for oid, _ in wanted)
+    found = {oid: content.size for oid, content in rows if content is not None}
+    for oid, size in wanted:
+        if oid not in found:
+            contents.check_room(repository, size)
+    return found
 
 
 def _object(
@@ -84,11 +92,9 @@ def _object(
     transfers: Sequence[object],
 ) -> dict[str, Any]:
     base = {"oid": oid, "size": size}
-    most = call.hub.limits.file_size
-    if size > most:
-        return base | _error(413, f"the file has {size} bytes; this hub takes at most {most}")
     if found.get(oid, size) != size:
-        return base | _error(422, f"the content with this sha256 has {found[oid]} bytes")
+        message = f"the content with this sha256 has {found[oid]} bytes"
+        return base | {"error": {"code": 422, "message": message}}
     if oid in found:
         return base
     in_parts = "multipart" in transfers and (size > MULTIPART_FROM or "basic" not in transfers)
@@ -96,10 +102,6 @@ def _object(
     upload = make(call, repository, oid, size) | {"expires_in": int(SECONDS)}
     verify = {"href": f"{_git(call, repository)}/verify"}
     return base | {"authenticated": True, "actions": {"upload": upload, "verify": verify}}
-
-
-def _error(code: int, message: str) -> dict[str, Any]:
-    return {"error": {"code": code, "message": message}}
 
 
 def _git(call: Call, repository: Repository) -> str:
@@ -191,7 +193,8 @@ async def complete(call: Call) -> Response:
 
 def _check_parts(document: Mapping[str, Any], upload: Upload) -> None:
     parts = document.get("parts")
-    listed = [p.get("partNumber") for p in parts if isinstance(p, dict)] if parts else []
+    rows = parts if isinstance(parts, list) else []
+    listed = [each.get("partNumber") for each in rows if isinstance(each, dict)]
     if document.get("oid") != upload.oid or listed != list(range(1, upload.count + 1)):
         raise InvalidRequest(
             f"the request must name oid {upload.oid} and its {upload.count} parts in order",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adapterhub.hub.server.metrics import Metrics
+from adapterhub.hub.server.transfers import Transfers
 from adapterhub.hub.state.state import Hub
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class Service:
     hub: Hub
     settings: Settings = field(default_factory=Settings)
     metrics: Metrics = field(default_factory=Metrics)
+    transfers: Transfers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.transfers = Transfers.opened(self.registry.store)
 
     @classmethod
     def opened(cls, registry: Registry, settings: Settings) -> Service:
