@@ -26,12 +26,11 @@ from adapterhub.hub.state.model import Found
 from adapterhub.hub.state.objects import pointer
 from adapterhub.store import Store
 
-PIECE = 1024 * 1024
+PIECE = 512 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_TEXT = tuple(
-    f".{each}"
-    for each in "cfg csv gitattributes gitignore jinja json jsonl md py toml txt yaml yml".split()
-)
+_TEXT_NAMES = "cfg csv gitattributes gitignore jinja json jsonl md py toml txt yaml yml"
+_TEXT = tuple(f".{each}" for each in _TEXT_NAMES.split(" "))
+_TEXT_PLAIN = "text/plain; charset=utf-8"
 
 
 async def resolve(call: Call) -> Response:
@@ -155,9 +154,6 @@ class FileResponse(Response):
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-_TEXT_PLAIN = "text/plain; charset=utf-8"
 
 
 def _headers(found: Found) -> dict[str, str]:

@@ -155,7 +155,7 @@ async def put_file(call: Call) -> Response:
     uploads.check_length(call, size)
     store = call.service.registry.store
     async with uploads.arriving(call, store) as blob:
-        found = await uploads.receive_blob(call, blob, size)
+        found = await uploads.receive(call, blob.write, size)
         if found != size:
             raise uploads.wrong_size(found, size)
         if blob.digest != expected:

@@ -19,7 +19,6 @@ from adapterhub.hub.state.errors import InvalidRequest, TooLarge
 from adapterhub.store import Arriving, Store
 
 PIECE = 2 * 1024 * 1024
-FLUSH = 64 * 1024 * 1024
 STALL_SECONDS = 300.0
 T = TypeVar("T")
 
@@ -100,54 +99,6 @@ async def arriving(call: Call, store: Store) -> AsyncIterator[Arriving]:
         yield blob
     finally:
         await call.thread(stack.close)
-
-
-async def receive_blob(call: Call, blob: Arriving, limit: int) -> int:
-    """As `receive`, into `blob`; the disk is kept busy meanwhile, so that `commit` is quick."""
-    flusher = Flusher(call, blob)
-
-    def write(piece: bytes) -> None:
-        blob.write(piece)
-        flusher.written(len(piece))
-
-    try:
-        size = await receive(call, write, limit)
-    finally:
-        await flusher.stop()
-    flusher.check()
-    return size
-
-
-class Flusher:
-    """Flushes a blob in a thread of its own whenever FLUSH bytes more were written."""
-
-    def __init__(self, call: Call, blob: Arriving) -> None:
-        self._call, self._blob = call, blob
-        self._loop = asyncio.get_running_loop()
-        self._waiting = 0
-        self._stopped = False
-        self._task: asyncio.Task[None] | None = None
-
-    def written(self, count: int) -> None:
-        """From any thread, one at a time."""
-        self._waiting += count
-        if self._waiting >= FLUSH:
-            self._waiting = 0
-            self._loop.call_soon_threadsafe(self._begin)
-
-    def _begin(self) -> None:
-        idle = self._task is None or (self._task.done() and not self._task.exception())
-        if idle and not self._stopped:
-            self._task = self._loop.create_task(self._call.thread(self._blob.flush))
-
-    async def stop(self) -> None:
-        self._stopped = True
-        await settled(self._task)
-
-    def check(self) -> None:
-        """Raises what the last flush raised: the kernel reports a failed write only once."""
-        if self._task is not None and (error := self._task.exception()):
-            raise error
 
 
 def check_length(call: Call, size: int) -> None:
