@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= auto
 
-.PHONY: setup demo test test-all lint types check bench clean
+# Clients of the Hub that the server is tried with, each in an environment of its own.
+CLIENTS := $(patsubst tests/hub/clients/%.txt,$(VENV)/clients/%/.ready,$(wildcard tests/hub/clients/*.txt))
+
+.PHONY: setup demo test test-all clients lint types check bench clean
 
 setup: $(READY)
 
@@ -23,7 +26,14 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
-test-all: $(READY)
+clients: $(CLIENTS)
+
+$(VENV)/clients/%/.ready: tests/hub/clients/%.txt $(READY)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-all: $(READY) clients
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(READY)

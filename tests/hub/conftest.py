@@ -1,0 +1,1 @@
+"""So that `hubkit` and `wire` are found from every directory below."""
