@@ -383,8 +383,8 @@ class Store:
     ) -> GcReport:
         """Deletes what no name needs and what is older than the grace period.
 
-        Raises IntegrityError, with nothing deleted, where a ref log or a needed manifest cannot
-        be read.
+        What a server of the hub keeps here stays, too. Raises IntegrityError, with nothing deleted,
+        where a ref log, a needed manifest or hub.db cannot be read.
         """
         collector = Collector(
             self._home, self._manifests, self._blobs, self._alone, self._journal.settle

@@ -1,9 +1,10 @@
 """Collecting what no name needs any more.
 
-Kept: every version of every name, what was removed within some days, the blobs of these, and
-whatever is younger than a grace period. Marking runs beside writers; then, with no writer between
-its first blob and its ref, the logs that changed are marked again and the rest is deleted,
-manifests before blobs, so that a kill leaves no manifest without its blobs.
+Kept: every version of every name, what was removed within some days, the blobs of these, those
+that a server of the hub needs, and whatever is younger than a grace period. Marking runs beside
+writers; then, with no writer between its first blob and its ref, the logs that changed are marked
+again and the rest is deleted, manifests before blobs, so that a kill leaves no manifest without
+its blobs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub.errors import AdapterHubError, IntegrityError
-from adapterhub.store import files, refs, verbs
+from adapterhub.store import files, hubroots, refs, verbs
 from adapterhub.store.blobs import Blobs, Manifests, Tree
 from adapterhub.store.home import Home
 
@@ -51,7 +52,7 @@ class Collector:
     settle: Callable[[], None]
 
     def run(self, *, grace_seconds: float, removed_days: float, dry_run: bool) -> GcReport:
-        """Raises IntegrityError, with nothing deleted, where a log or manifest is unreadable."""
+        """Raises IntegrityError, with nothing deleted, where what is needed cannot be read."""
         marks = _Marks()
         before = time.time() - grace_seconds
         with files.named_errors(self.home.root):
@@ -73,10 +74,16 @@ class Collector:
             if state is not None:
                 live.update(state.versions)
                 removed.update(verbs.kept(state, days))
-        kept_blobs: set[str] = set()
+        kept_blobs = self._hub_blobs()
         for digest in live | removed:
             kept_blobs |= self._blobs_of(marks, digest, needed=digest in live)
         return live | removed, kept_blobs
+
+    def _hub_blobs(self) -> set[str]:
+        try:
+            return hubroots.read(self.home.hub)
+        except AdapterHubError as error:
+            raise _refusal(error) from error
 
     def _state(self, marks: _Marks, name: str) -> refs.State | None:
         path = refs.log_path(self.home.refs, name)

@@ -45,6 +45,11 @@ class Home:
         return self.root / "index.db"
 
     @property
+    def hub(self) -> Path:
+        """What a server of the hub keeps, if there is one; the store only asks it for its roots."""
+        return self.root / "hub.db"
+
+    @property
     def tmp(self) -> Path:
         return self.root / "tmp"
 

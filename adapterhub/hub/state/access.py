@@ -9,30 +9,87 @@
 
 from __future__ import annotations
 
-from adapterhub.hub.state.model import Caller
+from collections.abc import Iterable
+
+from adapterhub.hub.state.errors import Forbidden, GatedRepo, Unauthorized
+from adapterhub.hub.state.model import ALL, Caller
 from adapterhub.hub.state.names import RepoId
-from adapterhub.hub.state.repositories import Repositories, Repository
+from adapterhub.hub.state.repositories import Repositories, Repository, missing
 
 
 class Access:
-    def __init__(self, repositories: Repositories, *, public_read: bool = True) -> None: ...
+    def __init__(self, repositories: Repositories, *, public_read: bool = True) -> None:
+        self._repositories = repositories
+        self._public_read = public_read
 
     def see(self, caller: Caller, id: RepoId) -> Repository:
-        """To show that it exists, its card and names of its files. Raises RepoNotFound."""
-        raise NotImplementedError
+        """To show that it exists, its card and the names of its files. Raises RepoNotFound."""
+        repository = self._repositories.get(id)
+        if _is_member(caller, id) or (not repository.private and self._may_see_public(caller)):
+            return repository
+        raise missing(id)
 
     def read(self, caller: Caller, id: RepoId) -> Repository:
         """To hand out contents. Raises RepoNotFound, GatedRepo."""
-        raise NotImplementedError
+        repository = self.see(caller, id)
+        if repository.gated and not _is_member(caller, id):
+            raise GatedRepo(
+                f"access to {id} is restricted", remedy=f"use a token of {id.namespace or ALL}"
+            )
+        return repository
 
     def write(self, caller: Caller, id: RepoId) -> Repository:
         """To commit, move, configure, delete. Raises RepoNotFound, Unauthorized, Forbidden."""
-        raise NotImplementedError
+        repository = self.see(caller, id)
+        self.create(caller, id)
+        return repository
 
     def create(self, caller: Caller, id: RepoId) -> None:
         """To create it, or to move one to that id. Raises Unauthorized, Forbidden."""
-        raise NotImplementedError
+        if caller.token is None:
+            raise Unauthorized(
+                f"nobody may write {id} without a token", remedy="send one: adapterhub token create"
+            )
+        if not _is_member(caller, id):
+            raise Forbidden(
+                f"this token is not for {id.namespace or 'ids without a namespace'}",
+                remedy=f"its namespaces: {', '.join(caller.token.namespaces)}",
+            )
+        if caller.token.role != "write":
+            raise Forbidden(f"this token may read {id}, not write it", remedy="use one that may")
 
-    def readable(self, caller: Caller) -> tuple[str, ...] | None:
-        """Namespaces whose private repositories it may see (for `repositories.list`); None: all."""
-        raise NotImplementedError
+    def list(
+        self,
+        caller: Caller,
+        *,
+        kind: str = "model",
+        namespace: str | None = None,
+        search: str = "",
+        labels: Iterable[str] = (),
+        limit: int = 100,
+        after: tuple[int, int] | None = None,
+    ) -> tuple[Repository, ...]:
+        """A page of what this caller may see; see `Repositories.list`."""
+        if not self._may_see_public(caller):
+            return ()
+        readable = caller.token.namespaces if caller.token else ()
+        return self._repositories.list(
+            kind=kind,
+            namespace=namespace,
+            search=search,
+            labels=labels,
+            readable=None if ALL in readable else readable,
+            limit=limit,
+            after=after,
+        )
+
+    def _may_see_public(self, caller: Caller) -> bool:
+        return self._public_read or caller.token is not None
+
+
+def _is_member(caller: Caller, id: RepoId) -> bool:
+    if caller.token is None:
+        return False
+    return ALL in caller.token.namespaces or (
+        bool(id.namespace) and id.namespace in caller.token.namespaces
+    )

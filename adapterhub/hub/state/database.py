@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adapterhub.errors import AdapterHubError, IntegrityError, OutputError, StoreError
+from adapterhub.hub.state.errors import InvalidRequest
 from adapterhub.hub.state.tables import MIGRATIONS
 
 APPLICATION_ID = 0x41644862
@@ -63,7 +65,7 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing, durably. Within another one of this thread it is a part of that."""
         connection = self.connection()
-        if connection.in_transaction:
+        if _is_busy(connection):
             self._refuse_upgrade()
             yield connection
             return
@@ -75,14 +77,14 @@ class Database:
                 connection.execute("COMMIT")
             finally:
                 self._local.writes = False
-                if connection.in_transaction:
+                if _is_busy(connection):
                     connection.execute("ROLLBACK")
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """For reading: everything asked within it is of one moment."""
         connection = self.connection()
-        if connection.in_transaction:
+        if _is_busy(connection):
             yield connection
             return
         with self._named():
@@ -90,8 +92,18 @@ class Database:
             try:
                 yield connection
             finally:
-                if connection.in_transaction:
+                if _is_busy(connection):
                     connection.execute("ROLLBACK")
+
+    def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The answer to a question, within this thread's transaction or snapshot if it has one."""
+        with self._named():
+            return self.connection().execute(sql, values).fetchall()
+
+    def row(self, sql: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
+        with self._named():
+            found: tuple[Any, ...] | None = self.connection().execute(sql, values).fetchone()
+            return found
 
     def _refuse_upgrade(self) -> None:
         if not getattr(self._local, "writes", False):
@@ -103,6 +115,10 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise failure(error, self.path) from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise InvalidRequest(
+                f"a text or number that nothing here has: {error}", remedy="correct the request"
+            ) from error
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -154,6 +170,10 @@ class Database:
             step(connection)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _is_busy(connection: sqlite3.Connection) -> bool:
+    return connection.in_transaction
 
 
 def failure(error: sqlite3.Error, path: Path) -> AdapterHubError:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from adapterhub.hub.state.names import BRANCH, PULL, TAG
 from adapterhub.hub.state.trees import File, Node
 
+ALL = "*"
+
 
 @dataclass(frozen=True)
 class Commit:

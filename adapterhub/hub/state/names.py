@@ -13,9 +13,10 @@ MAX_PART = 96
 MAX_REF = 200
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 # The first part of an id is the first part of an address, and these mean something else there.
-RESERVED = frozenset(
-    "api datasets spaces models kernels buckets cas v1 v2 health metrics login settings".split()
-)
+_RESERVED = """
+api datasets spaces models kernels buckets cas xet lfs upload v1 v2 health metrics login settings
+"""
+RESERVED = frozenset(_RESERVED.split())
 _REF_PART = re.compile(r"[^\x00-\x20\x7f~^:?*\[\\]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 BRANCH, TAG, PULL = "refs/heads/", "refs/tags/", "refs/pr/"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 from adapterhub.digest import is_digest
 from adapterhub.hub.state.errors import InvalidRequest
 from adapterhub.hub.state.limits import Limits
-from adapterhub.hub.state.paths import check_folder, check_path
+from adapterhub.hub.state.paths import check_folder, check_path, shown
+
+_PARENT = re.compile(r"[0-9a-f]{5,40}")
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,39 @@ class Request:
 def checked(request: Request, limits: Limits) -> Request:
     """With clean paths. Raises InvalidPath, InvalidRequest, TooLarge."""
     limits.check("operations", len(request.operations), "operations in one commit")
-    limits.check("title", len(request.title), "characters in a commit's title")
-    limits.check("message", len(request.message), "characters in a commit's message")
-    title = _text(request.title, "title").split("\n")[0].strip()
+    parent = request.parent.lower() if request.parent is not None else None
+    if parent is not None and not _PARENT.fullmatch(parent):
+        raise InvalidRequest(
+            f"the parent {shown(parent)} is not a commit", remedy="use 5 to 40 hex digits"
+        )
+    return Request(
+        tuple(map(_operation, request.operations)),
+        check_title(request.title, limits),
+        check_text(request.message, "message", limits),
+        parent,
+    )
+
+
+def check_title(title: str, limits: Limits) -> str:
+    """Its first line. Raises InvalidRequest, TooLarge."""
+    limits.check("title", len(title), "characters in the title")
+    title = _text(title, "title").strip().split("\n")[0].strip()
     if not title:
         raise InvalidRequest("a commit needs a title", remedy="say what it does")
-    operations = tuple(map(_operation, request.operations))
-    return Request(operations, title, _text(request.message, "message"), request.parent)
+    return title
+
+
+def check_text(text: str, what: str, limits: Limits) -> str:
+    """Raises InvalidRequest, TooLarge."""
+    limits.check("message", len(text), f"characters in the {what}")
+    return _text(text, what)
+
+
+def check_author(author: str) -> str:
+    """Who stands in a commit: one line that cannot be read as another header."""
+    if not author.strip() or len(author) > 200 or not author.isprintable() or set(author) & {*"<>"}:
+        raise InvalidRequest(f"{shown(author)} cannot be an author", remedy="use a plain name")
+    return author
 
 
 def _operation(operation: Operation) -> Operation:

@@ -68,6 +68,8 @@ def _part_problem(part: str) -> str:
 
 def fold(name: str) -> str:
     """What file systems that ignore case and normal forms make of a name."""
+    if name.isascii():
+        return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import sqlite3
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from adapterhub.hub.state.database import Database
 from adapterhub.hub.state.errors import Conflict, InvalidRequest, RepoNotFound
 from adapterhub.hub.state.names import RepoId
 
 GATED = ("", "auto", "manual")
-_COLUMNS = "key, kind, namespace, name, private, gated, created, updated, indexed"
+_COLUMNS = "key, kind, namespace, name, private, gated, created, updated, stored, indexed, info"
 
 
 @dataclass(frozen=True)
 class Repository:
-    """`key` stays when it is moved. Times in seconds since 1970; `updated` is that of its refs."""
+    """`key` stays when it is moved. Times in seconds since 1970; `updated` is that of its refs.
+
+    `stored`: bytes of all that was delivered. `info` is what `mark_indexed` said last.
+    """
 
     key: int
     id: RepoId
@@ -25,7 +29,9 @@ class Repository:
     gated: str
     created: int
     updated: int
+    stored: int
     indexed: str | None
+    info: Mapping[str, Any]
 
 
 class Repositories:
@@ -35,16 +41,24 @@ class Repositories:
 
     def get(self, id: RepoId) -> Repository:
         """Raises RepoNotFound. Spelling decides, case included."""
-        found = self._find(self._database.connection(), id)
+        found = self._find(id)
         if found is None or found.id != id:
             raise missing(id)
         return found
+
+    def again(self, repository: Repository) -> Repository:
+        """As it is now, wherever it was moved to. Raises RepoNotFound."""
+        sql = f"SELECT {_COLUMNS} FROM repositories WHERE key = ?"
+        row = self._database.row(sql, (repository.key,))
+        if row is None:
+            raise missing(repository.id)
+        return _repository(row)
 
     def insert(self, id: RepoId, *, private: bool = True, gated: str = "") -> Repository:
         """A repository without a commit, which `Hub.create` adds. Raises Conflict."""
         _check_gated(gated)
         with self._database.transaction() as connection:
-            self._refuse_taken(connection, id)
+            self._refuse_taken(id)
             moment = int(self._now())
             connection.execute(
                 "INSERT INTO repositories (kind, namespace, name, private, gated, created, updated)"
@@ -53,58 +67,69 @@ class Repositories:
             )
             return self.get(id)
 
-    def move(self, old: RepoId, new: RepoId) -> Repository:
+    def move(self, repository: Repository, new: RepoId) -> Repository:
         """Gives it another id, with its history. Raises RepoNotFound, Conflict."""
-        if old.kind != new.kind:
+        kind = repository.id.kind
+        if kind != new.kind:
             raise InvalidRequest(
-                f"{old} is a {old.kind} and cannot become a {new.kind}", remedy="keep its type"
+                f"{repository.id} is a {kind} and cannot become a {new.kind}",
+                remedy="keep its type",
             )
         with self._database.transaction() as connection:
-            repository = self.get(old)
-            if old != new:
-                self._refuse_taken(connection, new, but=repository.key)
-                connection.execute(
-                    "UPDATE repositories SET namespace = ?, name = ? WHERE key = ?",
-                    (new.namespace, new.name, repository.key),
-                )
-            return self.get(new)
+            self.again(repository)
+            self._refuse_taken(new, but=repository.key)
+            sql = "UPDATE repositories SET namespace = ?, name = ? WHERE key = ?"
+            connection.execute(sql, (new.namespace, new.name, repository.key))
+            return self.again(repository)
 
     def configure(
-        self, id: RepoId, *, private: bool | None = None, gated: str | None = None
+        self, repository: Repository, *, private: bool | None = None, gated: str | None = None
     ) -> Repository:
         """Changes who sees it; None leaves as it is. Raises RepoNotFound, InvalidRequest."""
         with self._database.transaction() as connection:
-            now = self.get(id)
+            now = self.again(repository)
             values = (
                 now.private if private is None else private,
                 now.gated if gated is None else _check_gated(gated),
                 now.key,
             )
-            connection.execute("UPDATE repositories SET private = ?, gated = ? WHERE key = ?", values)
-            return self.get(id)
+            connection.execute(
+                "UPDATE repositories SET private = ?, gated = ? WHERE key = ?", values
+            )
+            return self.again(repository)
 
-    def delete(self, id: RepoId) -> None:
+    def delete(self, repository: Repository) -> None:
         """With all revisions, for good; its blobs stay until `gc`. Raises RepoNotFound."""
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM repositories WHERE key = ?", (self.get(id).key,))
+            self.again(repository)
+            connection.execute("DELETE FROM repositories WHERE key = ?", (repository.key,))
 
     def list(
         self,
         *,
         kind: str = "model",
         namespace: str | None = None,
+        search: str = "",
+        labels: Iterable[str] = (),
         readable: tuple[str, ...] | None = (),
         limit: int = 100,
         after: tuple[int, int] | None = None,
     ) -> tuple[Repository, ...]:
         """A page, the last changed first. `after`: `(updated, key)` of the page before's last row.
 
-        `readable`: namespaces whose private repositories are listed too; None for all.
+        `search` is in the id; `labels` are all among those of `mark_indexed`. `readable`:
+        namespaces whose private repositories are listed too; None for all.
         """
         where, values = ["kind = ?"], [kind]  # type: tuple[list[str], list[object]]
         if namespace is not None:
-            where.append("namespace = ?")
+            where.append("namespace = ? COLLATE BINARY")
             values.append(namespace)
+        if search:
+            where.append("instr(lower(namespace || '/' || name), lower(?))")
+            values.append(search)
+        for label in labels:
+            where.append("EXISTS (SELECT 1 FROM labels WHERE repository = key AND label = ?)")
+            values.append(label)
         if readable is not None:
             marks = ", ".join("?" * len(readable))
             where.append(f"(NOT private OR namespace COLLATE BINARY IN ({marks}))")
@@ -114,8 +139,7 @@ class Repositories:
             values += after
         sql = f"SELECT {_COLUMNS} FROM repositories WHERE {' AND '.join(where)}"
         sql += " ORDER BY updated DESC, key DESC LIMIT ?"
-        rows = self._database.connection().execute(sql, (*values, limit))
-        return tuple(map(_repository, rows))
+        return tuple(map(_repository, self._database.rows(sql, (*values, limit))))
 
     # --- for the registry's index, which follows the main branch
 
@@ -126,22 +150,40 @@ class Repositories:
             f"SELECT {columns}, f.target FROM repositories r JOIN refs f ON f.repository = r.key"
             " AND f.name = 'refs/heads/main' WHERE r.indexed IS NOT f.target"
         )
-        rows = self._database.connection().execute(sql).fetchall()
-        return tuple((_repository(row), row[-1]) for row in rows)
+        return tuple((_repository(row), row[-1]) for row in self._database.rows(sql))
 
-    def mark_indexed(self, repository: Repository, commit: str) -> None:
+    def mark_indexed(
+        self,
+        repository: Repository,
+        commit: str,
+        *,
+        labels: Iterable[str] = (),
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        """What was found in a commit of main; `info` is JSON, `labels` are what `list` filters by.
+
+        Nothing happens where the repository has been deleted meanwhile.
+        """
+        text = json.dumps(dict(info or {}))
         with self._database.transaction() as connection:
-            sql = "UPDATE repositories SET indexed = ? WHERE key = ?"
-            connection.execute(sql, (commit, repository.key))
+            sql = "UPDATE repositories SET indexed = ?, info = ? WHERE key = ?"
+            if connection.execute(sql, (commit, text, repository.key)).rowcount:
+                connection.execute("DELETE FROM labels WHERE repository = ?", (repository.key,))
+                rows = [(repository.key, label) for label in sorted(set(labels))]
+                connection.executemany("INSERT INTO labels VALUES (?, ?)", rows)
 
-    def _find(self, connection: sqlite3.Connection, id: RepoId) -> Repository | None:
+    def labels(self, repository: Repository) -> tuple[str, ...]:
+        sql = "SELECT label FROM labels WHERE repository = ? ORDER BY label"
+        return tuple(label for (label,) in self._database.rows(sql, (repository.key,)))
+
+    def _find(self, id: RepoId) -> Repository | None:
         sql = f"SELECT {_COLUMNS} FROM repositories WHERE kind = ? AND namespace = ? AND name = ?"
-        row = connection.execute(sql, (id.kind, id.namespace, id.name)).fetchone()
+        row = self._database.row(sql, (id.kind, id.namespace, id.name))
         return _repository(row) if row else None
 
-    def _refuse_taken(self, connection: sqlite3.Connection, id: RepoId, but: int = 0) -> None:
+    def _refuse_taken(self, id: RepoId, but: int = 0) -> None:
         """Ids that differ in case only would be one folder on some disks."""
-        other = self._find(connection, id)
+        other = self._find(id)
         if other is not None and other.key != but:
             raise Conflict(f"{id.kind} {other.id} exists already", remedy="choose another name")
 
@@ -156,15 +198,9 @@ def _check_gated(gated: str) -> str:
     return gated
 
 
-def _repository(row: tuple[object, ...]) -> Repository:
-    key, kind, namespace, name, private, gated, created, updated, indexed = row[:9]
-    id = RepoId(str(kind), str(namespace), str(name))
+def _repository(row: tuple[Any, ...]) -> Repository:
+    key, kind, namespace, name, private, gated, created, updated, stored, indexed, info = row[:11]
+    id = RepoId(kind, namespace, name)
     return Repository(
-        int(str(key)),
-        id,
-        bool(private),
-        str(gated),
-        int(str(created)),
-        int(str(updated)),
-        None if indexed is None else str(indexed),
+        key, id, bool(private), gated, created, updated, stored, indexed, json.loads(info)
     )

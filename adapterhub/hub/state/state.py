@@ -14,51 +14,71 @@ unquoted: a branch, a tag, a commit (7 of its 40 hex digits or more), `refs/head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from adapterhub.hub.state import attributes
 from adapterhub.hub.state.access import Access
-from adapterhub.hub.state.commits import Commits
+from adapterhub.hub.state.commits import Commits, Text
+from adapterhub.hub.state.committing import Committer
 from adapterhub.hub.state.contents import Contents
+from adapterhub.hub.state.database import Database
+from adapterhub.hub.state.errors import InvalidRequest
 from adapterhub.hub.state.limits import Limits
-from adapterhub.hub.state.model import Commit, Committed, Entry, Found, Listing, Log, Pull, Ref
-from adapterhub.hub.state.names import RepoId
-from adapterhub.hub.state.operations import Request
+from adapterhub.hub.state.model import Commit, Committed, Found, Listing, Log, Pull
+from adapterhub.hub.state.names import BRANCH, RepoId
+from adapterhub.hub.state.operations import Add, Request, check_author, check_text, check_title
+from adapterhub.hub.state.pruning import Pruning
 from adapterhub.hub.state.pulls import Pulls
-from adapterhub.hub.state.refs import Refs
+from adapterhub.hub.state.refs import MAIN, Refs
 from adapterhub.hub.state.repositories import Repositories, Repository
 from adapterhub.hub.state.tokens import Tokens
 from adapterhub.store import Store
 
+MAX_PAGE = 10_000
+
 
 class Hub:
-    """The state of a server: `hub.db` at `path` (default: in the store's home), made if missing.
+    """The state of a server: `hub.db` in the store's home, where `gc` looks; made if missing.
 
     Safe between threads and processes. Raises OutputError, StoreError, IntegrityError. Its parts:
-    repositories (get, list, unindexed …), contents (put_file, put_bytes, deliver, find, share),
-    refs (resolve, list), commits (get, log), pulls (get, list, set_status), tokens, access.
-    """
 
-    repositories: Repositories
-    contents: Contents
-    refs: Refs
-    commits: Commits
-    pulls: Pulls
-    tokens: Tokens
-    access: Access
+        repositories   get, list, again, move, configure, delete, unindexed, mark_indexed
+        contents       put_file, put_bytes, deliver, deliver_all, check_room, find, share, used
+        refs           resolve, list, create_branch, create_tag, delete_branch, delete_tag
+        pulls          get, list, count, set_status, rename, conflicts
+        tokens         create, list, revoke, caller
+        access         see, read, write, create, list
+    """
 
     def __init__(
         self,
         store: Store,
-        path: Path | None = None,
         limits: Limits | None = None,
         *,
         public_read: bool = True,
-    ) -> None: ...
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.limits = limits or Limits()
+        self._database = db = Database(store.home / "hub.db")
+        self.repositories = Repositories(db, now)
+        self.contents = Contents(db, store, self.limits, now)
+        self.refs = Refs(db, self.limits, now)
+        self.commits = Commits(db, self.limits, now)
+        self.pulls = Pulls(db, self.refs, self.commits, self.limits, now)
+        self.tokens = Tokens(db, now)
+        self.access = Access(self.repositories, public_read=public_read)
+        self._pruning = Pruning(db, self.commits, now)
+        self._committer = Committer(
+            db, store, self.limits, self.contents, self.refs, self.commits, self.pulls
+        )
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Of every thread; the store stays open."""
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -71,25 +91,31 @@ class Hub:
     ) -> None:
         self.close()
 
-    # --- repositories
+    def create(self, id: RepoId, *, private: bool = True, gated: str = "") -> Repository:
+        """With a branch main whose first commit holds `.gitattributes`, as on the Hub.
 
-    def create(
-        self, id: RepoId, *, private: bool = True, gated: str = "", author: str = "system"
-    ) -> Repository:
-        """With a branch main whose first commit holds `.gitattributes`. Raises Conflict."""
-        raise NotImplementedError
-
-    # move, delete, configure: see `repositories`
+        Raises Conflict, InvalidRequest.
+        """
+        with self.store.writing():
+            digest, _ = self.store.put_blob_bytes(attributes.CONTENT)
+            with self._database.transaction():
+                repository = self.repositories.insert(id, private=private, gated=gated)
+                self.contents.deliver(repository, digest)
+                first = Request((Add(attributes.PATH, digest),), "initial commit")
+                self._committer.begin(repository, MAIN, first, "system")
+                return self.repositories.again(repository)
 
     # --- reading
 
     def commit_of(self, repository: Repository, revision: str) -> Commit:
         """Raises RevisionNotFound."""
-        raise NotImplementedError
+        with self._database.snapshot():
+            return self.commits.get(repository, self.refs.resolve(repository, revision))
 
     def file(self, repository: Repository, revision: str, path: str) -> Found:
         """Raises RevisionNotFound; EntryNotFound (with `commit`), for a folder too."""
-        raise NotImplementedError
+        with self._database.snapshot():
+            return self.commits.file(repository, self.commit_of(repository, revision), path)
 
     def tree(
         self,
@@ -106,19 +132,34 @@ class Hub:
 
         Later pages are asked for with the first one's commit. Raises as `file`, for a file too.
         """
-        raise NotImplementedError
+        _check_page(limit)
+        with self._database.snapshot():
+            return self.commits.tree(
+                repository,
+                self.commit_of(repository, revision),
+                folder.rstrip("/"),
+                recursive=recursive,
+                expand=expand,
+                limit=limit,
+                after=after,
+            )
 
     def paths(
         self, repository: Repository, revision: str, paths: Sequence[str], *, expand: bool = False
     ) -> Listing:
         """What lies at these paths, files and folders; what is not there is left out."""
-        raise NotImplementedError
+        _check_page(max(len(paths), 1))
+        with self._database.snapshot():
+            commit = self.commit_of(repository, revision)
+            return self.commits.paths(repository, commit, paths, expand=expand)
 
     def log(
         self, repository: Repository, revision: str, *, limit: int = 50, after: str | None = None
     ) -> Log:
-        """`after`: the id of the last commit of the page before."""
-        raise NotImplementedError
+        """`after`: the id of the last commit of the page before. Raises RevisionNotFound."""
+        _check_page(limit)
+        with self._database.snapshot():
+            return self.commits.log(repository, self.commit_of(repository, revision), limit, after)
 
     # --- changing
 
@@ -138,27 +179,26 @@ class Hub:
         a commit all the same, as the Hub does. Raises Stale, RevisionNotFound, EntryNotFound,
         InvalidPath, InvalidRequest, TooLarge.
         """
-        raise NotImplementedError
-
-    def create_branch(self, repository: Repository, name: str, start: str | None = None) -> Ref:
-        """At `start` (a revision; main where None). Raises Conflict, RevisionNotFound."""
-        raise NotImplementedError
-
-    def delete_branch(self, repository: Repository, name: str) -> None:
-        """Raises InvalidRequest for main, RevisionNotFound."""
-        raise NotImplementedError
-
-    def create_tag(
-        self, repository: Repository, name: str, revision: str = "main", message: str = ""
-    ) -> Ref:
-        raise NotImplementedError
-
-    def delete_tag(self, repository: Repository, name: str) -> None:
-        raise NotImplementedError
+        check_author(author)
+        return self._committer.commit(repository, revision, request, author, create_pr)
 
     def squash(self, repository: Repository, branch: str, title: str, author: str) -> Commit:
-        """One commit in place of a branch's history; what no ref reaches then is gone."""
-        raise NotImplementedError
+        """One commit in place of a branch's history; what no ref reaches then is gone.
+
+        Raises RevisionNotFound, InvalidRequest.
+        """
+        text = Text(check_author(author), check_title(title, self.limits))
+        with self._database.transaction():
+            ref = self.refs.writable(repository, branch)
+            if not ref.name.startswith(BRANCH):
+                raise InvalidRequest(f"{ref.name} is not a branch", remedy="squash a branch")
+            head = self.commits.get(repository, ref.target)
+            if head.parent is None and (head.title, head.author) == (text.title, author):
+                return head
+            commit = self.commits.insert_root(repository, head.tree, text)
+            self.refs.set(repository, ref.name, commit.id)
+            self._pruning.run(repository)
+            return commit
 
     # --- pull requests
 
@@ -169,16 +209,24 @@ class Hub:
         description: str,
         author: str,
         *,
-        target: str = "main",
+        target: str = MAIN,
     ) -> Pull:
-        """A draft without commits of its own; commit to its `ref`."""
-        raise NotImplementedError
-
-    def conflicts(self, repository: Repository, number: int) -> tuple[str, ...]:
-        """Paths that both a pull request and its target have changed, each in another way."""
-        raise NotImplementedError
+        """A draft without commits of its own; commit to its `ref`. Raises RevisionNotFound."""
+        check_author(author)
+        description = check_text(description, "description", self.limits)
+        with self._database.transaction():
+            ref = self.refs.writable(repository, target)
+            head = self.commits.get(repository, ref.target)
+            return self.pulls.open(repository, title, description, author, ref, head, head, "draft")
 
     def merge(self, repository: Repository, number: int, author: str) -> Commit:
-        """One commit on the target with all that the request changes. Raises Conflict."""
-        raise NotImplementedError
+        """One commit on the target with all that it changes; the same one if asked again.
 
+        Raises Conflict, InvalidRequest, NotFound, TooLarge.
+        """
+        return self.pulls.merge(repository, number, check_author(author))
+
+
+def _check_page(limit: int) -> None:
+    if not 0 < limit <= MAX_PAGE:
+        raise InvalidRequest(f"a page of {limit}", remedy=f"ask for 1 to {MAX_PAGE}")

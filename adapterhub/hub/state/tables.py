@@ -13,7 +13,8 @@ def m001_create(connection: sqlite3.Connection) -> None:
 
 
 # `gc_roots` is what the store's collector reads: it needs neither this package nor its tables.
-# What was delivered and is in no commit yet stays for a week.
+# What was delivered and is in no commit yet stays for a week. `changes` says which commit touched
+# which file or folder, so that nobody has to walk the history for a file's last commit.
 _FIRST = """
 CREATE TABLE repositories (
     key INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -24,10 +25,17 @@ CREATE TABLE repositories (
     gated TEXT NOT NULL DEFAULT '',
     created INTEGER NOT NULL,
     updated INTEGER NOT NULL,
+    stored INTEGER NOT NULL DEFAULT 0,
     indexed TEXT,
-    pulls INTEGER NOT NULL DEFAULT 0,
+    info TEXT NOT NULL DEFAULT '{}',
     UNIQUE (kind, namespace, name)
 );
+CREATE INDEX repositories_by_age ON repositories (kind, updated, key);
+CREATE TABLE labels (
+    repository INTEGER NOT NULL REFERENCES repositories ON DELETE CASCADE,
+    label TEXT NOT NULL,
+    PRIMARY KEY (repository, label)
+) WITHOUT ROWID;
 CREATE TABLE contents (
     repository INTEGER NOT NULL REFERENCES repositories ON DELETE CASCADE,
     digest TEXT NOT NULL,
@@ -37,6 +45,7 @@ CREATE TABLE contents (
     committed INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (repository, digest)
 ) WITHOUT ROWID;
+CREATE INDEX contents_waiting ON contents (repository, delivered) WHERE NOT committed;
 CREATE VIEW gc_roots (digest) AS
     SELECT DISTINCT digest FROM contents
     WHERE committed OR delivered > CAST(strftime('%s', 'now') AS INTEGER) - 604800;
@@ -47,6 +56,7 @@ CREATE TABLE trees (
     PRIMARY KEY (repository, key)
 );
 CREATE TABLE commits (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
     repository INTEGER NOT NULL REFERENCES repositories ON DELETE CASCADE,
     id TEXT NOT NULL,
     parent TEXT,
@@ -56,9 +66,16 @@ CREATE TABLE commits (
     title TEXT NOT NULL,
     message TEXT NOT NULL,
     fingerprint TEXT NOT NULL,
-    PRIMARY KEY (repository, id)
+    depth INTEGER NOT NULL,
+    UNIQUE (repository, id)
 );
 CREATE INDEX commits_by_parent ON commits (repository, parent, fingerprint);
+CREATE TABLE changes (
+    repository INTEGER NOT NULL REFERENCES repositories ON DELETE CASCADE,
+    path TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (repository, path, number)
+) WITHOUT ROWID;
 CREATE TABLE refs (
     repository INTEGER NOT NULL REFERENCES repositories ON DELETE CASCADE,
     name TEXT NOT NULL,
@@ -83,8 +100,8 @@ CREATE TABLE tokens (
     id TEXT PRIMARY KEY,
     hash BLOB NOT NULL,
     label TEXT NOT NULL,
-    namespace TEXT NOT NULL,
     role TEXT NOT NULL,
+    namespaces TEXT NOT NULL,
     created INTEGER NOT NULL,
     expires INTEGER,
     used INTEGER,
