@@ -7,9 +7,8 @@ that dies at its second file leaves the first one delivered, and the same shard 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,13 +23,9 @@ from adapterhub.store import Store
 
 MAX_FILE_BYTES = 200 * 2**30
 BATCH_BYTES = 2 * 2**20
-READERS = 2
-AHEAD = 3  # batches that are read while one is hashed and written
 KNOWN_XORBS = 16
 _MIN_CHUNK_BYTES = 1024  # on average; clients cut at 8 KiB or more, but for the last of a file
 _AGAIN = "repeat the upload with an unmodified client"
-
-Batch = list[bytes | memoryview]
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ def register(
     """Makes every file of a shard (`data`, its bytes) a blob of the store.
 
     `deliver(digest, size)` is called once for each, within `store.writing()`, when the blob is
-    durable. Memory: `data` and about 20 MB, whatever the size of the files.
+    durable. Memory: `data` and about 10 MB, whatever the size of the files.
 
     Raises IntegrityError or NotSupported, with nothing delivered, for a shard that is damaged,
     contradicts the xorbs, or refers to others than those of this space; IntegrityError for a file
@@ -85,16 +80,16 @@ class _Shelf:
     """The xorbs of one space; the tables of those used last stay in memory."""
 
     def __init__(self, space: Space) -> None:
-        self._space = space
+        self.space = space
         self._known: OrderedDict[bytes, Stored] = OrderedDict()
 
     def take(self, digest: bytes, where: str) -> Stored:
         """Raises IntegrityError where this repository did not send it in this epoch."""
-        found = self._known.pop(digest, None) or self._space.open(digest)
+        found = self._known.pop(digest, None) or self.space.open(digest)
         if found is None:
             raise _Unknown(
                 f"{where} refers to xorb {hashing.to_hex(digest)}, which was not uploaded to this "
-                f"repository in epoch {self._space.epoch}",
+                f"repository in epoch {self.space.epoch}",
                 remedy="repeat the upload: everything will be sent afresh",
             )
         self._known[digest] = found
@@ -185,18 +180,17 @@ def _rebuild(
     deliver: Callable[[str, int], object],
 ) -> None:
     with store.arriving_blob() as blob:
-        for pieces in _read_ahead(_jobs(file, shelf)):
-            for piece in pieces:
-                blob.write(piece)
+        for piece in _pieces(file, shelf):
+            blob.write(piece)
         if blob.digest != expected:
-            for _ in _read_ahead(_jobs(file, shelf), verify=True):
-                pass  # raises Damaged, if it was us
+            for found, start, end in _ranges(file, shelf):
+                found.verify(start, end)
             raise _bad(f"the bytes of {file.name} have {blob.digest}; the shard says {expected}")
         with store.writing():
             deliver(blob.commit(), blob.size)
 
 
-def _jobs(file: shard.File, shelf: _Shelf) -> Iterator[tuple[Stored, int, int]]:
+def _ranges(file: shard.File, shelf: _Shelf) -> Iterator[tuple[Stored, int, int]]:
     """Ranges of chunks, in the order of the file, of `BATCH_BYTES` at most or one chunk."""
     for index, term in enumerate(file.terms):
         found = shelf.take(bytes(term["xorb"]), f"term {index} of {file.name}")
@@ -208,18 +202,10 @@ def _jobs(file: shard.File, shelf: _Shelf) -> Iterator[tuple[Stored, int, int]]:
             start = end
 
 
-def _read_ahead(
-    jobs: Iterable[tuple[Stored, int, int]], *, verify: bool = False
-) -> Iterator[Batch]:
-    """Reads and unpacks in threads of its own, while the caller hashes and writes."""
-    with ThreadPoolExecutor(READERS) as pool:
-        waiting: deque[Future[Batch]] = deque()
-        for found, start, end in jobs:
-            waiting.append(pool.submit(found.read, start, end, verify=verify))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _pieces(file: shard.File, shelf: _Shelf) -> Iterator[bytes]:
+    with shelf.space.errors():  # else an epoch that went would pass for a fault of the store
+        for found, start, end in _ranges(file, shelf):
+            yield found.read(start, end)
 
 
 def _bad(message: str) -> AdapterHubError:

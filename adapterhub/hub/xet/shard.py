@@ -11,6 +11,9 @@ Records of 48 bytes, little-endian:
     xorbs       per xorb: hash 32, flags u32, number of chunks u32, bytes u32, bytes stored u32
                   per chunk: hash 32, start u32, bytes u32, 8 unused
                 one record that starts with 32 bytes 0xff
+
+Of the xorbs only the structure is checked: what the client says of them is not needed, since every
+one was seen when it came.
 """
 
 from __future__ import annotations
@@ -64,31 +67,15 @@ class File:
 
 
 @dataclass(frozen=True)
-class Xorb:
-    """What the shard says of a xorb that the client made; `chunks`: rows of ENTRY."""
-
-    hash: bytes
-    chunks: Records
-
-
-@dataclass(frozen=True)
 class Shard:
-    """A shard whose structure was checked; files and xorbs are read from its bytes when asked."""
+    """A shard whose structure was checked; files are read from its bytes when asked."""
 
     data: bytes
-    xorbs_at: int
-    file_count: int
-    xorb_count: int
 
     def files(self) -> Iterator[File]:
         cursor = _Cursor(self.data, RECORD)
         while (head := cursor.head("file")) is not None:
             yield _file(cursor, head)
-
-    def xorbs(self) -> Iterator[Xorb]:
-        cursor = _Cursor(self.data, self.xorbs_at)
-        while (head := cursor.head("xorb")) is not None:
-            yield Xorb(head[0], cursor.take(head[2], ENTRY, "chunks of a xorb"))
 
 
 def parse(data: bytes) -> Shard:
@@ -101,15 +88,12 @@ def parse(data: bytes) -> Shard:
         raise _bad(f"the shard has {len(data)} bytes; {MAX_SHARD_BYTES} are allowed")
     footer = _check_header(data)
     cursor = _Cursor(data[: len(data) - footer] if footer else data, RECORD)
-    file_count = _walk_files(cursor)
-    xorbs_at = cursor.at
-    xorb_count = 0
+    _walk_files(cursor)
     while (head := cursor.head("xorb")) is not None:
         _check_extent(head, cursor.take(head[2], ENTRY, "chunks of a xorb"))
-        xorb_count += 1
     if cursor.at != len(data) - footer and not footer:  # lookup tables stand before a footer
         raise _bad(f"{len(data) - cursor.at} bytes follow the end of the shard")
-    return Shard(data, xorbs_at, file_count, xorb_count)
+    return Shard(data)
 
 
 def _check_header(data: bytes) -> int:
@@ -130,14 +114,13 @@ def _check_header(data: bytes) -> int:
     return int(footer)
 
 
-def _walk_files(cursor: _Cursor) -> int:
+def _walk_files(cursor: _Cursor) -> None:
     count = verified = 0
     while (head := cursor.head("file")) is not None:
         verified += _file(cursor, head).ranges is not None
         count += 1
     if verified not in (0, count):
         raise _bad(f"{verified} of {count} files have verification entries; all or none expected")
-    return count
 
 
 def _file(cursor: _Cursor, head: tuple[bytes, int, int, int, int]) -> File:

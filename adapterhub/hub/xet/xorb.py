@@ -25,11 +25,13 @@ MAX_CHUNKS = 8192
 MAX_FOOTER_BYTES = 1024 * 1024
 # Clients count the chunks' own bytes, so headers and footer come on top of the 64 MiB.
 MAX_XORB_BYTES = 64 * 1024 * 1024 + MAX_CHUNKS * HEADER_BYTES + MAX_FOOTER_BYTES
+# Clients stop at 64 MiB here too; the document does not say that they must.
+MAX_UNPACKED_BYTES = 128 * 1024 * 1024
 FOOTER_IDENT = b"XETBLOB"
 FOOTER_VERSIONS = (0, 1)
 RAW, LZ4, GROUPED_LZ4 = 0, 1, 2
-CHUNK = np.dtype([("hash", "V32"), ("offset", "<u4"), ("stored", "<u4"), ("length", "<u4")])
-"""One row per chunk: its hash, where its header starts, bytes behind the header, bytes unpacked."""
+CHUNK = np.dtype([("hash", "V32"), ("length", "<u4")])
+"""One row per chunk: its hash, and how many bytes it has when unpacked."""
 
 Table = np.ndarray[tuple[int], np.dtype[np.void]]
 _AGAIN = "repeat the upload; if it fails again, the client writes xorbs that this server cannot use"
@@ -62,34 +64,37 @@ def read_header(data: bytes | memoryview, where: str) -> Header:
     return Header(stored, kind, length)
 
 
-def unpack(header: Header, data: bytes | memoryview, where: str) -> bytes | memoryview:
-    """The chunk's bytes, exactly `header.length` of them. Raises IntegrityError."""
+def unpack(header: Header, data: memoryview, where: str) -> bytes | memoryview:
+    """The chunk's bytes, exactly `header.length` of them, perhaps `data`. Raises IntegrityError."""
     if header.kind == RAW:
         return data
     plain = _decompress(data, header.length, where)
     return plain if header.kind == LZ4 else ungroup(plain)
 
 
-def _decompress(data: bytes | memoryview, length: int, where: str) -> bytes:
+def _decompress(data: memoryview, length: int, where: str) -> bytes:
     """Never makes more than one byte beyond `length`, whatever the frame claims."""
     import lz4.frame
 
-    reader = lz4.frame.LZ4FrameDecompressor()
+    context = lz4.frame.create_decompression_context()
     try:
-        plain: bytes = reader.decompress(data, max_length=length + 1)
+        done = lz4.frame.decompress_chunk(context, data, max_length=length + 1)
     except (RuntimeError, EOFError, ValueError, MemoryError) as error:
         raise _bad(f"{where} is not an LZ4 frame: {error}") from error
+    plain: bytes = done[0]
+    used, whole = done[1:]
     if len(plain) > length:
         raise _bad(f"{where} unpacks to more than the {length} bytes that it claims")
-    if not reader.eof:
+    if not whole:
         raise _bad(f"{where} ends before its LZ4 frame does")
-    if len(plain) != length or reader.unused_data:
-        more = f" and leaves {len(reader.unused_data)} bytes" if reader.unused_data else ""
-        raise _bad(f"{where} unpacks to {len(plain)} bytes{more}; it claims {length}")
+    if len(plain) != length or used != len(data):
+        raise _bad(
+            f"{where} unpacks to {len(plain)} bytes from {used} of {len(data)}; it claims {length}"
+        )
     return plain
 
 
-def ungroup(data: bytes) -> bytes:
+def ungroup(data: bytes) -> memoryview:
     """Puts bytes that are grouped by their position in each four back into order."""
     grouped = np.frombuffer(data, np.uint8)
     out = np.empty(len(data), np.uint8)
@@ -98,7 +103,7 @@ def ungroup(data: bytes) -> bytes:
         part = out[lane::4]
         part[:] = grouped[at : at + len(part)]
         at += len(part)
-    return out.tobytes()
+    return out.data
 
 
 def check_size(name: str, received: int) -> None:
@@ -110,20 +115,21 @@ def check_size(name: str, received: int) -> None:
 class Reader:
     """Checks a xorb that arrives in pieces and holds one chunk at most.
 
-    `keep` is handed the bytes of the chunks, headers included and footer excluded, in order.
+    `keep` is handed the bytes of each chunk, unpacked, in order; it must be done with them when it
+    returns.
     """
 
-    def __init__(self, expected: bytes, keep: Callable[[bytes], None]) -> None:
+    def __init__(self, expected: bytes, keep: Callable[[bytes | memoryview], None]) -> None:
         self._expected = expected
         self._keep = keep
         self._name = f"xorb {hashing.to_hex(expected)}"
         self._buffer = bytearray()
         self._received = 0
-        self._kept = 0
-        self._rows: list[tuple[bytes, int, int, int]] = []
+        self._unpacked = 0
+        self._rows: list[tuple[bytes, int]] = []
         self._in_footer = False
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, piece: bytes | memoryview) -> None:
         """Raises IntegrityError or NotSupported at the first chunk that is wrong."""
         self._received += len(piece)
         check_size(self._name, self._received)
@@ -133,34 +139,38 @@ class Reader:
 
     def _take_chunks(self) -> None:
         at = 0
-        while not self._in_footer and (size := self._chunk(at)):
-            at += size
-        if at:
-            self._keep(bytes(self._buffer[:at]))
-            self._kept += at
-            del self._buffer[:at]
+        with memoryview(self._buffer) as data:
+            while not self._in_footer and (size := self._chunk(data[at:])):
+                at += size
+        del self._buffer[:at]
         if self._in_footer and len(self._buffer) > MAX_FOOTER_BYTES:
             raise _bad(f"the footer of {self._name} is larger than {MAX_FOOTER_BYTES} bytes")
 
-    def _chunk(self, at: int) -> int:
-        """Takes the chunk at `at` of the buffer, if it is there whole, and returns its size."""
-        head = bytes(self._buffer[at : at + HEADER_BYTES])
-        if len(head) < HEADER_BYTES:
-            return 0
-        if head.startswith(FOOTER_IDENT):
-            self._in_footer = True
-            return 0
-        where = f"chunk {len(self._rows)} of {self._name}"
-        if len(self._rows) == MAX_CHUNKS:
-            raise _bad(f"{self._name} has more than {MAX_CHUNKS} chunks")
-        header = read_header(head, where)
-        end = at + HEADER_BYTES + header.stored
-        if len(self._buffer) < end:
-            return 0
-        plain = unpack(header, bytes(self._buffer[at + HEADER_BYTES : end]), where)
-        row = (hashing.chunk_hash(plain), self._kept + at, header.stored, header.length)
-        self._rows.append(row)
-        return end - at
+    def _chunk(self, data: memoryview) -> int:
+        """Takes the chunk at the start, if it is there whole, and returns its size."""
+        with data:
+            if len(data) < HEADER_BYTES:
+                return 0
+            if data[: len(FOOTER_IDENT)] == FOOTER_IDENT:
+                self._in_footer = True
+                return 0
+            where = f"chunk {len(self._rows)} of {self._name}"
+            if len(self._rows) == MAX_CHUNKS:
+                raise _bad(f"{self._name} has more than {MAX_CHUNKS} chunks")
+            header = read_header(data, where)
+            end = HEADER_BYTES + header.stored
+            if len(data) < end:
+                return 0
+            with data[HEADER_BYTES:end] as body:
+                self._take(unpack(header, body, where))
+            return end
+
+    def _take(self, plain: bytes | memoryview) -> None:
+        self._unpacked += len(plain)
+        if self._unpacked > MAX_UNPACKED_BYTES:
+            raise _bad(f"{self._name} unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+        self._rows.append((hashing.chunk_hash(plain), len(plain)))
+        self._keep(plain)
 
     def finish(self) -> Table:
         """Rows of CHUNK, after the whole body. Raises IntegrityError: truncated, other hash."""
@@ -170,7 +180,7 @@ class Reader:
             raise _bad(f"{self._name} is cut off inside chunk {len(self._rows)}")
         if not self._rows:
             raise _bad(f"{self._name} has no chunks")
-        found = hashing.xorb_hash((digest, length) for digest, _, _, length in self._rows)
+        found = hashing.xorb_hash(self._rows)
         if found != self._expected:
             raise _bad(f"{self._name} holds chunks whose hash is {hashing.to_hex(found)}")
         return np.array(self._rows, dtype=CHUNK)

@@ -1,6 +1,6 @@
 """Xorbs on disk, apart for each repository and epoch.
 
-<root>/<repository>/<epoch>/<hash>        one xorb: its chunks as they came, and their table
+<root>/<repository>/<epoch>/<hash>        one xorb (`stored.py`)
 <root>/<repository>/<epoch>/file-<hash>   a file that was rebuilt from them: `sha256:… size`
 <root>/<repository>/<epoch>/over          when the epoch was ended before its time
 
@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,10 +167,12 @@ class Space:
         digest = hashing.from_hex(hash)
         target = self._path(digest)
         if target.is_file():
-            yield Receiving(digest, None)
+            yield Receiving(self, digest, None)
             return
-        with self.errors(), files.temporary(self.folder) as (fd, path):
-            yield Receiving(digest, stored.Writer(fd, path, target))
+        with ExitStack() as stack:
+            with self.errors():
+                fd, path = stack.enter_context(files.temporary(self.folder))
+            yield Receiving(self, digest, stored.Writer(fd, path, target))
 
     def open(self, digest: bytes) -> stored.Stored | None:
         """The xorb of this hash (32 bytes), or None. Raises IntegrityError where it is damaged."""
@@ -224,24 +226,27 @@ class Space:
 class Receiving:
     """A xorb that arrives; one that is there already is counted and dropped."""
 
-    def __init__(self, digest: bytes, writer: stored.Writer | None) -> None:
+    def __init__(self, space: Space, digest: bytes, writer: stored.Writer | None) -> None:
+        self._space = space
         self._writer = writer
         self._reader = xorb.Reader(digest, writer.write) if writer else None
         self._name = f"xorb {hashing.to_hex(digest)}"
         self._size = 0
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, piece: bytes | memoryview) -> None:
         """Checks every chunk that is complete. Raises IntegrityError or NotSupported."""
         self._size += len(piece)
         xorb.check_size(self._name, self._size)
         if self._reader is not None:
-            self._reader.feed(piece)
+            with self._space.errors():
+                self._reader.feed(piece)
 
     def finish(self) -> bool:
         """Whether it is new: `was_inserted`. Durable when it returns. Raises IntegrityError."""
         if self._writer is None or self._reader is None:
             return False
-        return self._writer.publish(self._reader.finish())
+        with self._space.errors():
+            return self._writer.publish(self._reader.finish())
 
 
 def _checked(repository: str) -> str:
