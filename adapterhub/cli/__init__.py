@@ -10,7 +10,18 @@ from typing import Any
 import click
 
 from adapterhub import __version__
-from adapterhub.cli import adapters, bases, listing, merging, names, output, tables, upkeep
+from adapterhub.cli import (
+    adapters,
+    bases,
+    listing,
+    merging,
+    names,
+    output,
+    serving,
+    tables,
+    tokens,
+    upkeep,
+)
 from adapterhub.errors import AdapterHubError
 
 
@@ -55,6 +66,6 @@ def main() -> None:
 
 
 _ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
-_REST = (module.COMMANDS for module in (names, upkeep, bases, merging, tables))
+_REST = (module.COMMANDS for module in (names, upkeep, bases, merging, serving, tokens, tables))
 for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
     main.add_command(_command)

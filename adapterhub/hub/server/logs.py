@@ -18,7 +18,7 @@ LOGGER = logging.getLogger("adapterhub.hub.server")
 LEVELS = ("debug", "info", "warning", "error")
 _SECRET = re.compile(r"sig|token|secret|key|auth|pass|cred|expires", re.IGNORECASE)
 _LONGEST_VALUE = 100
-_TOKENISH = re.compile(r"\b(?:hf|ah)_[A-Za-z0-9]{8,}")
+_TOKENISH = re.compile(r"(?:hf|ahub)_[A-Za-z0-9]{8,}")
 
 
 def masked(query: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -53,6 +54,11 @@ def nothing() -> Response:
     return Response(status_code=204)
 
 
+def stamp(seconds: float) -> str:
+    """`2026-11-21T09:00:00.000Z`, the one form that clients parse."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
+
+
 def next_page(url: str, request: Request, **changed: str | int) -> dict[str, str]:
     """The header that leads clients to the next page: this address, on the server at `url`, with
     the parameters `changed`. Clients take it as it stands, so it must be absolute.
@@ -71,8 +77,11 @@ def status_of(error: AdapterHubError) -> int:
     return next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
 
 
-def of_error(error: AdapterHubError) -> Response:
-    """Status, X-Error-Code and X-Error-Message; the body repeats the message for people."""
+def of_error(error: AdapterHubError, more: Mapping[str, Any] | None = None) -> Response:
+    """Status, X-Error-Code and X-Error-Message; the body repeats the message for people.
+
+    `more` are further fields of the body.
+    """
     headers = {"X-Error-Message": header_text(error.message)}
     if code := getattr(error, "error_code", None):
         headers["X-Error-Code"] = code
@@ -81,7 +90,7 @@ def of_error(error: AdapterHubError) -> Response:
     if (status := status_of(error)) == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="adapterhub"'
     text = f"{error.message} ({error.remedy})" if error.remedy else error.message
-    return as_json({"error": text, "code": error.code}, status, headers)
+    return as_json({"error": text, "code": error.code, **(more or {})}, status, headers)
 
 
 def plain_error(status: int, message: str, **headers: str) -> Response:

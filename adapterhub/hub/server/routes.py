@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from adapterhub.hub.server import committing, downloads, lfs, status, xet
+from adapterhub.hub.server import (
+    browsing,
+    committing,
+    discussions,
+    downloads,
+    history,
+    identity,
+    infos,
+    lfs,
+    listing,
+    repos,
+    status,
+    xet,
+)
 from adapterhub.hub.server.routing import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -11,4 +24,11 @@ ROUTES: tuple[Route, ...] = (
     *lfs.ROUTES,
     *xet.ROUTES,
     *downloads.ROUTES,
+    *identity.ROUTES,
+    *repos.ROUTES,
+    *listing.ROUTES,
+    *browsing.ROUTES,
+    *history.ROUTES,
+    *discussions.ROUTES,
+    *infos.ROUTES,  # the last: a bare `{repo}` would fit what has words behind the id
 )

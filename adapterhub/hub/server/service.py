@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
+from adapterhub.hub.server.indexing import Indexer
 from adapterhub.hub.server.metrics import Metrics
 from adapterhub.hub.server.transfers import Transfers
 from adapterhub.hub.state.state import Hub
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
     from adapterhub.registry import Registry
 
+MOMENT_SECONDS = 0.5
 _HOST = re.compile(r"[A-Za-z0-9._~%\[\]:-]{1,255}")
 
 
@@ -37,7 +42,8 @@ class Service:
 
     registry: Registry
     hub: Hub
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings
+    indexer: Indexer
     metrics: Metrics = field(default_factory=Metrics)
     transfers: Transfers = field(init=False)
 
@@ -48,13 +54,32 @@ class Service:
     def opened(cls, registry: Registry, settings: Settings) -> Service:
         """Over the registry's own store; hub.db is made where it does not exist."""
         hub = Hub(registry.store, public_read=settings.public_read)
-        return cls(registry, hub, settings)
+        service = cls(registry, hub, settings, Indexer(registry, hub))
+        service.indexer.start()
+        return service
 
     def close(self) -> None:
+        """The registry stays open: it is the caller's."""
+        self.indexer.close()
         self.hub.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     async def moved(self) -> None:
         """See `Call.moved`."""
+        number = self.indexer.tell()
+        until = time.monotonic() + MOMENT_SECONDS
+        while not self.indexer.has_seen(number) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
 
     def url(self, request: Request) -> str:
         """The address that the client used, for links that it follows."""
