@@ -25,6 +25,7 @@ from adapterhub.hub.state.errors import EntryNotFound, InvalidRequest
 from adapterhub.hub.state.model import Committed
 from adapterhub.hub.state.names import parse_id
 from adapterhub.hub.state.operations import Request
+from adapterhub.hub.state.paths import check_path
 from adapterhub.hub.state.repositories import Repository
 from adapterhub.hub.state.trees import File
 
@@ -69,6 +70,7 @@ def _asked(item: object) -> tuple[str, int, bytes]:
     path, size, sample = item.get("path"), item.get("size"), item.get("sample") or ""
     if not isinstance(path, str) or type(size) is not int or size < 0:
         raise InvalidRequest("a file has a path and a size in bytes", remedy=_AGAIN)
+    check_path(path)
     try:
         return path, size, base64.b64decode(sample)[:SAMPLE_BYTES]
     except (binascii.Error, TypeError, ValueError):

@@ -15,7 +15,7 @@ from adapterhub.hub.server import replies, uploads
 from adapterhub.hub.server.call import Call
 from adapterhub.hub.server.parts import Upload
 from adapterhub.hub.server.routing import Route
-from adapterhub.hub.state.errors import InvalidRequest, RepoNotFound
+from adapterhub.hub.state.errors import Forbidden, InvalidRequest, RepoNotFound
 from adapterhub.hub.state.names import parse_id
 from adapterhub.hub.state.repositories import Repository
 
@@ -129,7 +129,7 @@ def _multipart(call: Call, repository: Repository, oid: str, size: int) -> dict[
 def _signed(call: Call, what: str, repository: Repository, **claims: Any) -> str:
     claims |= {"key": repository.key, "kind": repository.id.kind, "id": str(repository.id)}
     ticket = call.service.transfers.signer.sign(f"lfs-{what}", claims, SECONDS)
-    return f"{call.url}/api/lfs/{what}?sig={ticket}"
+    return f"{call.url}/api/lfs/{what}/{claims['oid']}?sig={ticket}"
 
 
 async def _ticket(call: Call, what: str) -> tuple[dict[str, Any], Repository]:
@@ -137,6 +137,8 @@ async def _ticket(call: Call, what: str) -> tuple[dict[str, Any], Repository]:
     RepoNotFound.
     """
     claims = call.service.transfers.signer.read(f"lfs-{what}", call.query("sig"))
+    if claims["oid"] != call.params["oid"]:
+        raise Forbidden("this signature is for another content", remedy="repeat the upload")
     id = parse_id(claims["id"], claims["kind"])
     repository = await call.thread(call.hub.repositories.get, id)
     if repository.key != claims["key"]:
@@ -216,7 +218,7 @@ ROUTES = (
     Route("POST", "/{repo}.git/info/lfs/objects/batch", batch),
     Route("POST", "/{kind}/{repo}.git/info/lfs/verify", verify),
     Route("POST", "/{repo}.git/info/lfs/verify", verify),
-    Route("PUT", "/api/lfs/file", put_file),
-    Route("PUT", "/api/lfs/part", put_part),
-    Route("POST", "/api/lfs/complete", complete),
+    Route("PUT", "/api/lfs/file/{oid}", put_file),
+    Route("PUT", "/api/lfs/part/{oid}", put_part),
+    Route("POST", "/api/lfs/complete/{oid}", complete),
 )

@@ -30,6 +30,7 @@ _PURPOSE = "xet-write"
 async def write_token(call: Call) -> Response:
     repository = await call.writable()
     transfers = call.service.transfers
+    await call.thread(transfers.tidy)
     space = await call.thread(transfers.xorbs.space, str(repository.key))
     claims = {
         "key": repository.key,
