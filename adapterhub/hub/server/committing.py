@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from adapterhub.hub.state.trees import File
 MOST_FILES = 1000
 TEXT_BYTES = 10 * 1024 * 1024
 SAMPLE_BYTES = 1024
+PATTERN_SECONDS = 5.0
 _AGAIN = "send what the Hub's clients send"
 
 
@@ -60,7 +62,15 @@ def _preupload(
     now = {entry.path: entry.node for entry in listing.entries}
     text = ignore if ignore is not None else _text(call, repository, ".gitignore")
     ignored, attributes = parse_ignore(text), _attributes(call, repository)
-    return [_plan(file, now.get(file[0]), ignored, attributes) for file in asked]
+    until, answer = time.monotonic() + PATTERN_SECONDS, []
+    for file in asked:
+        answer.append(_plan(file, now.get(file[0]), ignored, attributes))
+        if time.monotonic() > until:
+            raise InvalidRequest(
+                f"its .gitignore and .gitattributes need more than {PATTERN_SECONDS:.0f} s",
+                remedy="use fewer and simpler patterns",
+            )
+    return answer
 
 
 def _asked(item: object) -> tuple[str, int, bytes]:

@@ -1,7 +1,7 @@
 """The patterns of .gitignore and .gitattributes.
 
-They come from strangers and are matched against names from strangers, so matching takes time
-linear in both: a `*` becomes an atomic group, which never gives back what it took.
+They come from strangers and are matched against names from strangers, so matching a part of a path
+takes time linear in both: a `*` becomes an atomic group, which never gives back what it took.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 MAX_BYTES = 256 * 1024
 MAX_LINES = 1000
 MAX_PATTERN = 1024
+MAX_PARTS = 32  # no path is deeper
+_QUOTED = re.compile(r'\s*"([^"\\]+)"(?=\s)')
 _ANYWHERE = "**"
 _STAR = "*"
 
@@ -28,16 +30,27 @@ class Pattern:
         """Whether all of `path` fits."""
         if self.folders_only and not is_folder:
             return False
+        first, *others = self.parts
+        if first is None and len(others) == 1 and others[0] is not None:  # as most of them are
+            return others[0].fullmatch(path[-1]) is not None
+        return self._reaches_end(path)
+
+    def _reaches_end(self, path: tuple[str, ...]) -> bool:
         # reached[i]: the pattern's parts so far fit the first i parts of the path
         reached = [True] + [False] * len(path)
         for index, part in enumerate(self.parts):
+            if True not in reached:
+                return False
             if part is None:
-                first = reached.index(True) if True in reached else len(reached)
-                least = first + (index == len(self.parts) - 1)  # `a/**` is what lies below a
+                # `a/**` is what lies below a
+                least = reached.index(True) + (index == len(self.parts) - 1)
                 reached = [at >= least for at in range(len(reached))]
             else:
-                fits = (was and part.fullmatch(n) is not None for was, n in zip(reached, path))  # noqa: B905
-                reached = [False, *fits]
+                pairs = zip(reached, path, strict=False)
+                reached = [
+                    False,
+                    *(was and part.fullmatch(name) is not None for was, name in pairs),
+                ]
         return reached[-1]
 
 
@@ -86,11 +99,12 @@ class Attributes:
 def parse_attributes(text: str) -> Attributes:
     rules = []
     for line in _lines(text):
-        words = line.split()
-        if not words or words[0].startswith(("#", "!", "[attr]")):
+        quoted = _QUOTED.match(line)
+        text, *words = (quoted[1], *line[quoted.end() :].split()) if quoted else line.split()
+        if text.startswith(("#", "!", "[attr]")) or text.endswith("/"):
             continue
-        pattern = None if words[0].endswith("/") else _pattern(words[0].strip('"'))
-        said = [word for word in words[1:] if word.lstrip("-!").split("=")[0] == "filter"]
+        pattern = _pattern(text)
+        said = [word for word in words if word.lstrip("-!").split("=")[0] == "filter"]
         if pattern is not None and said:
             rules.append((pattern, said[-1] == "filter=lfs"))
     return Attributes(tuple(rules))
@@ -113,7 +127,8 @@ def _trimmed(line: str) -> str:
 def _pattern(text: str) -> Pattern | None:
     folders_only = text.endswith("/")
     parts = [part for part in text.rstrip("/").split("/") if part]
-    if not parts:
+    parts = [p for at, p in enumerate(parts) if p != _ANYWHERE or parts[at - 1 : at] != [p]]
+    if not parts or len(parts) > MAX_PARTS:
         return None
     anchored = "/" in text.rstrip("/")
     if not anchored:
