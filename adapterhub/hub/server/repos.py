@@ -48,6 +48,7 @@ async def delete(call: Call) -> Response:
     await call.thread(call.hub.repositories.delete, repository)
     call.notes["repository"] = str(id)
     await call.thread(call.service.indexer.forget, repository)
+    await call.thread(call.service.transfers.xorbs.forget, str(repository.key))
     return replies.as_json({})
 
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from adapterhub.hub.server import (
     browsing,
+    committing,
     discussions,
+    downloads,
     history,
     identity,
     infos,
+    lfs,
     listing,
     repos,
     status,
+    xet,
 )
 from adapterhub.hub.server.routing import Route
 
 ROUTES: tuple[Route, ...] = (
     *status.ROUTES,
+    *committing.ROUTES,
+    *lfs.ROUTES,
+    *xet.ROUTES,
+    *downloads.ROUTES,
     *identity.ROUTES,
     *repos.ROUTES,
     *listing.ROUTES,

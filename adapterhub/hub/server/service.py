@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from adapterhub.hub.server.indexing import Indexer
 from adapterhub.hub.server.metrics import Metrics
+from adapterhub.hub.server.transfers import Transfers
 from adapterhub.hub.state.state import Hub
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Service:
     settings: Settings
     indexer: Indexer
     metrics: Metrics = field(default_factory=Metrics)
+    transfers: Transfers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.transfers = Transfers.opened(self.registry.store)
 
     @classmethod
     def opened(cls, registry: Registry, settings: Settings) -> Service:

@@ -9,10 +9,19 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[2] / "registry"))
 
+import transferkit
 from huggingface_hub import HfApi, constants
 from serverkit import Served, running
+from transferkit import Place
 
 Client = Callable[..., HfApi]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    home: Path = tmp_path_factory.mktemp("server") / "home"
+    with transferkit.place(home) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
