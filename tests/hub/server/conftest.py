@@ -36,6 +36,8 @@ def client(served: Served, monkeypatch: pytest.MonkeyPatch) -> Client:
     """`client(role, *namespaces)`: a Hugging Face client that is signed in to `served`."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
     def make(role: str | None = "write", *namespaces: str) -> HfApi:
         token = served.secret(role, *namespaces) if role else False
