@@ -166,6 +166,8 @@ def test_a_kill_before_any_call_leaves_the_old_or_the_new_state(
         hubkit.commit(hub, repository, {"a": b"1", "b": b"1"})
         hubkit.commit(hub, repository, {"p": b"1"}, create_pr=True, title="P")
         hubkit.commit(hub, repository, {"a": b"1.5"})
+    for empty in (home / "manifests" / "sha256").iterdir():
+        empty.rmdir()  # 256 of them, to be copied again and again
     old = seen(home)
     driver = [sys.executable, str(HERE / "hub_crash_driver.py"), str(home), str(tmp_path), change]
     run = subprocess.run(driver, capture_output=True, text=True)
