@@ -298,6 +298,30 @@ def _base_name(loaded: Loaded) -> str | None:
     return loaded.adapter.base.name
 
 
+def serve(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    public_read: bool = False,
+    url: str = "",
+    behind_proxy: bool = False,
+    log_level: str = "info",
+    on_start: Callable[[str], None] | None = None,
+    registry: Registry | None = None,
+) -> None:
+    """A hub over the registry's home, for Hugging Face clients; returns when it is stopped.
+
+    `on_start` is given its address. On loopback, requests without a token read public
+    repositories; elsewhere only with `public_read`, and a token must exist. `url` is how clients
+    reach it where that is not what their requests say. Raises MissingExtra, InvalidOption.
+    """
+    from adapterhub.hub.server import serving
+
+    options = serving.Options(host, port, public_read, url, behind_proxy, log_level)
+    with _registry(registry) as reg:
+        serving.serve(reg, options, on_start or (lambda address: None))
+
+
 def methods() -> tuple[Method, ...]:
     """The methods that this version knows."""
     from adapterhub.methods import TABLE
@@ -380,5 +404,6 @@ __all__ = [
     "pull",
     "push",
     "push_all",
+    "serve",
     "verify_directory",
 ]

@@ -48,6 +48,7 @@ DOORS = {
     "uvicorn": ("hub/server/",),
     "yaml": ("formats/card.py", "hub/client/frontmatter.py"),
 }
+AT_TOP = ("click", "starlette")  # rooms that nobody enters without needing them
 NUMERIC = ("numpy", "ml_dtypes")
 NO_NUMERIC_AT_TOP = ("errors", "digest", "cli")
 
@@ -135,7 +136,7 @@ def _outer(module: str, item: Import) -> str:
     doors = DOORS.get(name, ())
     if not any(module.startswith(d) if d.endswith("/") else module == d for d in doors):
         return f"{name} is not met here"
-    return "" if name == "click" else top
+    return "" if name in AT_TOP else top
 
 
 # --- the package ------------------------------------------------------------------------------

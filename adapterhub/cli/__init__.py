@@ -19,7 +19,9 @@ from adapterhub.cli import (
     output,
     pulling,
     pushing,
+    serving,
     tables,
+    tokens,
     upkeep,
 )
 from adapterhub.errors import AdapterHubError
@@ -66,6 +68,8 @@ def main() -> None:
 
 
 _ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
-_REST = (module.COMMANDS for module in (names, upkeep, bases, merging, pushing, pulling, tables))
+_HUB = (pushing, pulling, serving, tokens)
+_MODULES = (names, upkeep, bases, merging, *_HUB, tables)
+_REST = (module.COMMANDS for module in _MODULES)
 for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
     main.add_command(_command)

@@ -27,8 +27,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Problem]]:
         return {}, [Problem("card", f"README.md cannot be read: {error.strerror}"), unlicensed]
     if len(data) > LIMIT_BYTES:
         return {}, [Problem("card", "README.md is larger than 1 MiB and is left aside"), unlicensed]
-    text, problems = _decoded(data)
-    front, front_problems = _front_matter(text.replace("\r\n", "\n"))
+    text, problems = decoded(data)
+    front, front_problems = front_matter(text.replace("\r\n", "\n"))
     problems += front_problems
     fields: dict[str, Any] = {"readme": text}
     licence = front.get("license")
@@ -45,7 +45,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     return fields, problems
 
 
-def _decoded(data: bytes) -> tuple[str, list[Problem]]:
+def decoded(data: bytes) -> tuple[str, list[Problem]]:
+    """A card's text, also where it is not UTF-8 throughout."""
     try:
         return data.decode("utf-8-sig"), []
     except UnicodeDecodeError as error:
@@ -58,7 +59,8 @@ def _words(value: Any) -> list[str]:
     return [word for word in values if isinstance(word, str) and word]
 
 
-def _front_matter(text: str) -> tuple[dict[str, Any], list[Problem]]:
+def front_matter(text: str) -> tuple[dict[str, Any], list[Problem]]:
+    """The YAML between the fences at the start of a card; empty where it has none or is refused."""
     if not re.match(r"---[ \t]*\n", text):
         return {}, []
     found = _FENCED.match(text)

@@ -146,11 +146,13 @@ class Registry:
         labels: Sequence[str] = (),
         new: bool = False,
         allow_pickle: bool = False,
+        origin: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> Added:
         """Store the adapter at `path` as a new version of `name` (default: from the path).
 
-        `hub:owner/name` is a repository in the Hugging Face cache.
+        `hub:owner/name` is a repository in the Hugging Face cache. `origin` is what the log says
+        of where it came from (default: the path).
 
         With `base` (a BASE) it is checked against that base, whose digests are recorded and which
         is registered; `progress` is told of its bytes hashed. The same bytes again change nothing.
@@ -164,7 +166,7 @@ class Registry:
             tags=tuple(check_tag(t) for t in ([tag] if isinstance(tag, str) else tag)),
             labels=tuple(labels),
             new=new,
-            origin={"path": str(reading.path.resolve())},
+            origin=origin or {"path": str(reading.path.resolve())},
         )
         adapter = inspection.require(reading)
         at_hand = self._at_hand(base, adapter, path, progress) if base is not None else None

@@ -21,6 +21,7 @@ from adapterhub.store import files
 from adapterhub.store.home import Home
 
 PIECE = 1024 * 1024
+WRITEBACK = 16 * 1024 * 1024
 _VERIFY = "`adapterhub verify` lists what is damaged; add the adapter again to heal it"
 
 
@@ -163,12 +164,17 @@ def _copy(file: BinaryIO, fd: int, path: Path) -> tuple[str, int]:
 
 @dataclass
 class Arriving:
-    """A content that comes in pieces; nothing of it is visible before `commit`."""
+    """A content that comes in pieces; nothing of it is visible before `commit`.
+
+    Either `write` each in order, or `write_at` in any order and `hash_up_to` what is there. `size`
+    is how many bytes have been hashed.
+    """
 
     _tree: Tree
     _fd: int
     _path: Path
     size: int = 0
+    _waiting: int = 0
     _hasher: Any = field(default_factory=hashlib.sha256)
 
     def write(self, piece: bytes | memoryview) -> None:
@@ -177,6 +183,28 @@ class Arriving:
             files.write_all(self._fd, piece, self._path)
         self._hasher.update(piece)
         self.size += len(piece)
+        self._written(len(piece))
+
+    def write_at(self, offset: int, piece: bytes | memoryview) -> None:
+        """At or behind `size` only: what lies before has been hashed."""
+        with files.named_errors(self._tree.home.root):
+            files.write_all_at(self._fd, offset, piece, self._path)
+        self._written(len(piece))
+
+    def hash_up_to(self, end: int) -> None:
+        """Reads and hashes from `size` to `end`."""
+        with files.named_errors(self._tree.home.root), self._path.open("rb") as file:
+            file.seek(self.size)
+            while self.size < end and (piece := file.read(min(PIECE, end - self.size))):
+                self._hasher.update(piece)
+                self.size += len(piece)
+
+    def _written(self, count: int) -> None:
+        """Keeps the disk busy meanwhile, so that `commit` has little to wait for."""
+        self._waiting += count
+        if self._waiting >= WRITEBACK:
+            self._waiting = 0
+            files.start_writeback(self._fd)
 
     @property
     def digest(self) -> str:

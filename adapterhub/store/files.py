@@ -6,8 +6,10 @@ appears whole or not at all: temporary file in `tmp/` → fsync → rename → f
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import threading
@@ -25,6 +27,7 @@ HOOK: Callable[[str, Path], None] | None = None
 LOCK_SECONDS = 120.0
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _write = os.write
 
 
@@ -71,6 +74,34 @@ def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def write_all_at(fd: int, offset: int, data: bytes | memoryview, path: Path) -> None:
+    announce("write", path)
+    rest = memoryview(data)
+    try:
+        while len(rest):
+            done = os.pwrite(fd, rest, offset)
+            rest, offset = rest[done:], offset + done
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def start_writeback(fd: int) -> None:
+    """Begins to write to the disk what the file has so far, and does not wait for it.
+
+    Only to make the fsync that follows shorter; nothing where the system has no such call.
+    """
+    call = _sync_file_range()
+    if call is not None:
+        call(fd, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE)
+
+
+@functools.cache
+def _sync_file_range() -> Callable[..., int] | None:
+    found: Callable[..., int] | None = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    return found
 
 
 def fsync_file(fd: int, path: Path) -> None:

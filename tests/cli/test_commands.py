@@ -15,6 +15,7 @@ from clikit import Run
 
 from adapterhub import api
 from adapterhub.cli import main
+from adapterhub.hub.state.tokens import Tokens
 from adapterhub.registry import Registry
 from adapterhub.registry.bases import Bases
 
@@ -40,14 +41,16 @@ def test_the_commands_of_this_version() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
         *("inspect", "add", "list", "search", "show", "path", "export", "diff"),
         *("edit", "mv", "rm", "tag", "untag", "history", "rollback"),
-        *("verify", "gc", "reindex", "env", "merge", "push", "pull", "methods", "formats"),
+        *("verify", "gc", "reindex", "env", "merge", "methods", "formats"),
+        *("push", "pull", "serve", "token create", "token list", "token revoke"),
         *("base add", "base list", "base show", "base rm", "base identify"),
     }
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_a_command_has_its_twin_in_the_library(path: tuple[str, ...]) -> None:
-    places: tuple[object, ...] = (Bases,) if path[0] == "base" else (Registry, api)
+    rooms: dict[str, tuple[object, ...]] = {"base": (Bases,), "token": (Tokens,)}
+    places = rooms.get(path[0], (Registry, api))
     twins = [getattr(place, path[-1]) for place in places if hasattr(place, path[-1])]
     assert any(inspect.isfunction(twin) for twin in twins)
 

@@ -32,7 +32,7 @@ class Hub:
     def token(self, *options: str) -> str:
         """A new token; without options, one that may write everywhere."""
         done = cli(self.home, "token", "create", *(options or ("--write",)), "--json")
-        return str(json.loads(done)["token"]["secret"])
+        return str(json.loads(done)["result"]["secret"])
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterable
 
@@ -10,8 +11,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapterhub.errors import AdapterHubError
-from adapterhub.hub.server import replies
+from adapterhub.hub.server import logs, replies
 from adapterhub.hub.server.call import Call
+from adapterhub.hub.server.exchange import Exchange
 from adapterhub.hub.server.routing import Match, Route, Router
 from adapterhub.hub.server.service import Service
 
@@ -26,23 +28,51 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        request = Request(scope, receive)
-        call_id = secrets.token_hex(8)
+        exchange = Exchange(scope, receive, send, secrets.token_hex(8))
+        self.service.metrics.began()
         try:
-            response = await self._answer(request, call_id)
+            await self._serve(exchange)
         except ClientDisconnect:
-            return
-        response.headers["X-Request-Id"] = call_id
-        await response(scope, receive, send)
+            exchange.notes["cut_off"] = "the client went away"
+        except asyncio.CancelledError:
+            exchange.notes["cut_off"] = "the server stops"
+            raise
+        except Exception as error:
+            logs.failure("broken answer", error, id=exchange.id, route=exchange.template)
+            raise  # the connection is closed, so that no half answer looks whole
+        finally:
+            exchange.close(self.service.metrics)
 
-    async def _answer(self, request: Request, call_id: str) -> Response:
+    async def _serve(self, exchange: Exchange) -> None:
+        request = Request(exchange.scope, exchange.receive)
+        response = await self._answer(request, exchange)
+        response.headers["X-Request-Id"] = exchange.id
+        if response.status_code >= 400:
+            await exchange.drain()
+        await response(exchange.scope, exchange.receive, exchange.send)
+
+    async def _answer(self, request: Request, exchange: Exchange) -> Response:
         try:
             found = self._router.find(request.method, request.scope["raw_path"])
             if not isinstance(found, Match):
                 return _nothing_there(request.method, found)
-            return await found.handler(Call(self.service, request, found.params, call_id))
+            exchange.template = found.template
+            call = Call(self.service, request, found.params, exchange.id, exchange.notes)
+            return await found.handler(call)
         except AdapterHubError as error:
-            return replies.of_error(error)
+            return self._refused(error, exchange)
+        except (ClientDisconnect, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            logs.failure("error", error, id=exchange.id, route=exchange.template)
+            return replies.plain_error(500, f"internal error; the log has it as {exchange.id}")
+
+    def _refused(self, error: AdapterHubError, exchange: Exchange) -> Response:
+        response = replies.of_error(error)
+        if response.status_code >= 500:
+            logs.failure("error", error, id=exchange.id, route=exchange.template)
+        exchange.notes["error"] = error.message[:500]
+        return response
 
 
 def _nothing_there(method: str, allowed: tuple[str, ...]) -> Response:

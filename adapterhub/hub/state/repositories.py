@@ -112,21 +112,28 @@ class Repositories:
         search: str = "",
         labels: Iterable[str] = (),
         readable: tuple[str, ...] | None = (),
+        gated: bool | None = None,
+        order: str = "updated",
+        ascending: bool = False,
         limit: int = 100,
         after: tuple[int, int] | None = None,
     ) -> tuple[Repository, ...]:
-        """A page, the last changed first. `after`: `(updated, key)` of the page before's last row.
+        """A page, the last changed (or by `order="created"` made) first.
 
-        `search` is in the id; `labels` are all among those of `mark_indexed`. `readable`:
-        namespaces whose private repositories are listed too; None for all.
+        Every word of `search` is in the id; `labels` are all among those of `mark_indexed`.
+        `readable`: namespaces whose private repositories are listed too; None for all. `after`:
+        `(updated or created, key)` of the page before's last row.
         """
+        _check_order(order)
         where, values = ["kind = ?"], [kind]  # type: tuple[list[str], list[object]]
         if namespace is not None:
             where.append("namespace = ? COLLATE BINARY")
             values.append(namespace)
-        if search:
+        for word in search.split():
             where.append("instr(lower(namespace || '/' || name), lower(?))")
-            values.append(search)
+            values.append(word)
+        if gated is not None:
+            where.append("gated <> ''" if gated else "gated = ''")
         for label in labels:
             where.append("EXISTS (SELECT 1 FROM labels WHERE repository = key AND label = ?)")
             values.append(label)
@@ -135,11 +142,16 @@ class Repositories:
             where.append(f"(NOT private OR namespace COLLATE BINARY IN ({marks}))")
             values += readable
         if after is not None:
-            where.append("(updated, key) < (?, ?)")
+            where.append(f"({order}, key) {'>' if ascending else '<'} (?, ?)")
             values += after
         sql = f"SELECT {_COLUMNS} FROM repositories WHERE {' AND '.join(where)}"
-        sql += " ORDER BY updated DESC, key DESC LIMIT ?"
+        way = "ASC" if ascending else "DESC"
+        sql += f" ORDER BY {order} {way}, key {way} LIMIT ?"
         return tuple(map(_repository, self._database.rows(sql, (*values, limit))))
+
+    def count(self) -> int:
+        """Of all kinds."""
+        return int(self._database.rows("SELECT count(*) FROM repositories")[0][0])
 
     # --- for the registry's index, which follows the main branch
 
@@ -190,6 +202,11 @@ class Repositories:
 
 def missing(id: RepoId) -> RepoNotFound:
     return RepoNotFound(f"no {id.kind} {id}", remedy="check its spelling and your token")
+
+
+def _check_order(order: str) -> None:
+    if order not in ("updated", "created"):
+        raise InvalidRequest(f"no order: {order!r}", remedy="use updated or created")
 
 
 def _check_gated(gated: str) -> str:

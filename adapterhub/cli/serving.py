@@ -1,0 +1,78 @@
+"""serve."""
+
+from __future__ import annotations
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.opening import open_registry
+from adapterhub.cli.output import json_option
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--public-read",
+    is_flag=True,
+    help="Others read public repositories without a token; on loopback anybody does.",
+)
+@click.option("--url", default="", help="How clients reach it, where that is not what they ask.")
+@click.option("--behind-proxy", is_flag=True, help="Believe X-Forwarded-Proto and -Host.")
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(("debug", "info", "warning", "error")),
+    help="What goes to stderr, as JSON; `info` has a line for each request.",
+)
+@json_option
+def serve(
+    host: str,
+    port: int,
+    public_read: bool,
+    url: str,
+    behind_proxy: bool,
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Serve the registry's home to Hugging Face clients.
+
+    They need nothing but HF_ENDPOINT, the address that is printed, and a token in HF_TOKEN. It
+    speaks plain HTTP: for other machines, put a proxy with TLS before it.
+    """
+    from adapterhub import api
+
+    with open_registry() as registry:
+
+        def started(address: str) -> None:
+            if as_json:
+                output.print_json({"url": address, "home": registry.home})
+            else:
+                _greet(address, str(registry.home))
+
+        api.serve(
+            registry=registry,
+            host=host,
+            port=port,
+            public_read=public_read,
+            url=url,
+            behind_proxy=behind_proxy,
+            log_level=log_level,
+            on_start=started,
+        )
+
+
+def _greet(address: str, home: str) -> None:
+    click.secho(f"Hub at {address}", bold=True)
+    output.print_facts(
+        {
+            "home": home,
+            "clients": f"export HF_ENDPOINT={address}",
+            "a token": "adapterhub token create NAME --write, then export HF_TOKEN=…",
+            "stop": "Ctrl-C",
+        }
+    )
+
+
+COMMANDS = (serve,)
