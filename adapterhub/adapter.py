@@ -99,12 +99,16 @@ class Outline:
     """What shows of an adapter whose format is recognised and not read, as far as it shows.
 
     `ranks`: module → rank, modules spelled as in the file. `targets`: modules, so too.
+    `parameters`: number of elements, where all shapes show. `declared`: the rank in the config,
+    for formats that have another place for it than PEFT.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     alpha: float | None = None
     base: BaseClaim = BaseClaim()
+    parameters: int | None = None
+    declared: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from adapterhub.errors import NotFound, SchemaError
 
 LIMIT_BYTES = 4 * 1024 * 1024
+_LFS = b"version https://git-lfs.github.com/spec/"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -82,6 +83,9 @@ def load_object(path: Path, *, limit: int = LIMIT_BYTES, constants: bool = False
             f"{path} is larger than {limit:,} bytes, too large for a config",
             remedy="check that this is the right file",
         )
+    if data.startswith(_LFS):
+        text = f"{path} is a Git-LFS pointer, not the file itself"
+        raise SchemaError(text, remedy="git lfs pull, or download the file again")
     try:
         document = loads(data, constants=constants)
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -81,6 +81,14 @@ def test_a_file_that_is_no_object(tmp_path: Path, data: bytes, said: str) -> Non
     assert caught.value.remedy
 
 
+def test_a_file_that_was_not_fetched(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x")
+    with pytest.raises(SchemaError, match="is a Git-LFS pointer") as caught:
+        strictjson.load_object(path)
+    assert "git lfs pull" in caught.value.remedy
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="cannot be read: No such file or directory"):
         strictjson.load_object(tmp_path / "config.json")

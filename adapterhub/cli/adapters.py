@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from adapterhub.cli.output import json_option, note, plural, quiet_option, short
 if TYPE_CHECKING:
     from adapterhub.adapter import Problem
     from adapterhub.registry import Added, Inspection, Registry, Taken
+
+
+_SHOWN = 12  # of a list of modules
 
 
 # --- inspect ----------------------------------------------------------------------------------
@@ -59,15 +62,15 @@ def _inspect_many(registry: Registry, root: Path, allow_pickle: bool, as_json: b
 
 
 def _row(found: Inspection, root: Path) -> tuple[Any, ...]:
-    fatal = next((p.message for p in found.problems if p.fatal), None)
+    codes = dict.fromkeys(f"{'✗ ' if p.fatal else ''}{p.code}" for p in found.problems)
     return (
         Path(found.source).relative_to(root),
         found.format,
         " + ".join((found.method or "unknown", *found.variants)),
-        rank_text(found.rank),
+        (rank_text(found.rank) or "").partition(" ")[0] or None,
         found.base["name"],
         size(found.bytes) if found.bytes is not None else None,
-        f"✗ {fatal}" if fatal else ", ".join(p.code for p in found.problems) or "none",
+        ", ".join(sorted(codes, key=lambda code: code[0] != "✗")) or "none",
     )
 
 
@@ -76,9 +79,10 @@ def _facts(found: Inspection) -> Mapping[str, Any]:
         "format": found.format,
         "method": " + ".join((found.method or "unknown", *found.variants)),
         "rank": rank_text(found.rank),
-        "alpha": found.alpha,
-        "targets": found.targets,
-        "saved whole": found.saved,
+        "alpha": None if found.alpha is None else _figure(found.alpha),
+        "scaling": spread(found.scaling),
+        "targets": _some(found.targets),
+        "saved whole": _some(found.saved),
         "dtype": found.dtype,
         "parameters": f"{found.parameters:,}" if found.parameters is not None else None,
         "size": size(found.bytes) if found.bytes is not None else None,
@@ -96,14 +100,36 @@ def _facts(found: Inspection) -> Mapping[str, Any]:
 
 
 def rank_text(rank: Mapping[str, Any] | None) -> str | None:
-    """`8`, `4–16 (5 modules differ)`, or `4 (the config says 16)`."""
+    """`8`, `4–16 (5 modules differ)`, `4 (the config says 16)`, `8 (as the config says)`."""
     if rank is None:
         return None
-    if rank["min"] != rank["max"]:
-        return f"{rank['min']}–{rank['max']} ({len(rank['pattern'])} modules differ)"
-    declared = rank.get("declared", rank["min"])
-    said = f" (the config says {declared})" if declared not in (None, rank["min"]) else ""
-    return f"{rank['min']}{said}"
+    declared = rank.get("declared")
+    if rank["min"] is None:
+        return f"{declared} (as the config says)"
+    differs = rank["min"] == rank["max"] and declared not in (None, rank["min"])
+    return f"{spread(rank)} (the config says {declared})" if differs else spread(rank)
+
+
+def spread(figures: Mapping[str, Any] | None) -> str | None:
+    """`8`, or `4–16 (5 modules differ)`."""
+    if figures is None:
+        return None
+    low, high = _figure(figures["min"]), _figure(figures["max"])
+    if low == high:
+        return low
+    count = len(figures["pattern"])
+    return f"{low}–{high} ({plural(count, 'module')} differ{'s' if count == 1 else ''})"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _some(names: Sequence[str]) -> Sequence[str]:
+    """The first few, and how many more there are."""
+    if len(names) <= _SHOWN + 1:
+        return names
+    return (*names[:_SHOWN], f"and {len(names) - _SHOWN} more (all: --json)")
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

@@ -24,7 +24,7 @@ def methods(as_json: bool) -> None:
     if as_json:
         output.print_json([row.to_dict() for row in rows])
         return
-    columns = ("method", "PEFT type", "title", "rank", "merge", "attach")
+    columns = ("method", "PEFT", "title", "rank", "merge", "attach")
     output.print_table(columns, [_method_cells(row) for row in rows])
     output.note("merge, attach: what the mathematics allows / what this version does")
     output.note("base: it needs the base's own weights, so that such adapters do not add up")
@@ -34,7 +34,7 @@ def _method_cells(row: Method) -> tuple[str, ...]:
     allowed = row.mathematics
     return (
         row.name,
-        row.peft_type or "–",
+        "yes" if row.peft_type else "–",
         row.title,
         row.rank or "–",
         f"{allowed.merge}/{_word('merge' in row.does)}",

@@ -47,10 +47,18 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
     by_module, modules = _ranks(final)
     parameters = config.get("lora_parameters")
     parameters = parameters if isinstance(parameters, dict) else {}
-    rank = named.single(by_module.values()) or named.number(parameters.get("rank"))
+    stated = named.number(parameters.get("rank"))
+    rank = named.single(by_module.values()) or stated
     scale = named.number(parameters.get("scale"))
     alpha = scale * rank if scale is not None and rank else None
-    outline = Outline(by_module, modules, alpha, BaseClaim(name=named.text(config.get("model"))))
+    outline = Outline(
+        by_module,
+        modules,
+        alpha,
+        BaseClaim(name=named.text(config.get("model"))),
+        named.elements(final),
+        int(stated) if stated else None,
+    )
     return named.reading(
         sight, "mlx", "MLX adapters", final, outline, method=_method(config, final), config=config
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -85,14 +86,21 @@ def ranks(
 
 
 def outline(
-    contents: Iterable[Content],
+    contents: Sequence[Content],
     table: Sequence[tuple[str, int]],
     *,
     alpha: float | None = None,
     base: str | None = None,
 ) -> Outline:
     by_module, modules = ranks(contents, table)
-    return Outline(by_module, modules, alpha, BaseClaim(name=base))
+    return Outline(by_module, modules, alpha, BaseClaim(name=base), elements(contents))
+
+
+def elements(contents: Iterable[Content]) -> int | None:
+    """Of all tensors; None where there are none, or one's shape does not show."""
+    shapes = [shape for content in contents for shape in content.shapes.values()]
+    known = [shape for shape in shapes if shape is not None]
+    return sum(map(math.prod, known)) if known and len(known) == len(shapes) else None
 
 
 def single(values: Iterable[float]) -> float | None:

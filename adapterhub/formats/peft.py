@@ -237,13 +237,19 @@ def labels_of(model_config: Mapping[str, Any]) -> tuple[str, ...]:
 def _files(
     sight: Sight, weights: Weights | None, adapter: Adapter | None
 ) -> tuple[SourceFile, ...]:
-    files = [_with_safe_form(weights, adapter)] if weights else []
+    files = [_with_safe_form(weights, adapter)] if weights else _unread(sight)
     if sight.has_config:
         files.append(SourceFile(CONFIG, sight.config_path, "config"))
     for name in TOKENIZER_FILES:
         if sight.has(name):
             files.append(SourceFile(name, sight.directory / name, "tokenizer"))
     return tuple(files)
+
+
+def _unread(sight: Sight) -> list[SourceFile]:
+    """Weights that are there, and damaged or refused."""
+    names = [name for name in (WEIGHTS, PICKLE) if sight.file is None and sight.has(name)]
+    return [SourceFile(name, sight.directory / name, "weights") for name in names]
 
 
 def _with_safe_form(weights: Weights, adapter: Adapter | None) -> SourceFile:

@@ -42,7 +42,7 @@ def outline(sight: Sight) -> Outline:
     ranks = {name.removeprefix(_PREFIX): rank for name, rank in by_module.items()}
     alpha = named.number(sight.config.get("lora_alpha"))
     targets = tuple(name.removeprefix(_PREFIX) for name in modules)
-    return Outline(ranks, targets, alpha, claim(sight.config))
+    return Outline(ranks, targets, alpha, claim(sight.config), named.elements(contents))
 
 
 def alone(sight: Sight) -> list[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adapterhub.adapter import Problem, SourceFile
-from adapterhub.errors import AdapterHubError, PickleRefused
+from adapterhub.errors import AdapterHubError
 from adapterhub.formats import peft_sight, pickles
 from adapterhub.formats.roots import digests_of, tensors_root
 from adapterhub.formats.sight import Sight
@@ -33,10 +33,10 @@ def read_weights(sight: Sight, *, allow_pickle: bool) -> tuple[Weights | None, l
             tensors: Mapping[str, Tensor] = read_header(safe).tensors
             both = [_compared(tensors, safe, pickle)] if pickle.is_file() else []
             return (SourceFile(WEIGHTS, safe, "weights"), tensors), both
-        if not allow_pickle:
-            text = f"{PICKLE} is a pickle, which can run code when it is read"
-            raise PickleRefused(text, remedy="--allow-pickle reads its tensors and nothing else")
-        return (SourceFile(PICKLE, pickle, "weights"), pickles.load(pickle)), []
+        return (
+            SourceFile(PICKLE, pickle, "weights"),
+            pickles.with_consent(pickle, allow_pickle),
+        ), []
     except AdapterHubError as error:
         return None, [_fatal(error.code, error.message, error.remedy)]
 

@@ -38,7 +38,7 @@ def load(path: Path) -> Mapping[str, Tensor]:
     Raises InvalidTensorFile for anything but a flat dict of tensors.
     """
     try:
-        _check_start(path)
+        check_whole(path)
         pickle_calls.check(path)
         content = _restricted_load(path)
     except AdapterHubError:
@@ -53,7 +53,8 @@ def load(path: Path) -> Mapping[str, Tensor]:
     return {name: _tensor(path, name, value) for name, value in tensors.items()}
 
 
-def _check_start(path: Path) -> None:
+def check_whole(path: Path) -> None:
+    """Raises InvalidTensorFile for what shows to be no file of torch.save, or half of one."""
     with path.open("rb") as file:
         start = file.read(len(LFS))
     if start == LFS:
@@ -157,6 +158,7 @@ def _tensor(path: Path, name: str, tensor: torch.Tensor) -> Tensor:
 def with_consent(path: Path, allow_pickle: bool) -> Mapping[str, Tensor]:
     """As `load`. Raises PickleRefused without consent."""
     if not allow_pickle:
+        check_whole(path)
         raise PickleRefused(
             f"{path.name} is a pickle, which can run code when it is read",
             remedy="--allow-pickle reads its tensors and nothing else",

@@ -20,16 +20,26 @@ def bottlenecks(adapter: Adapter) -> Signature | None:
     They stand at the output of layers, not on modules with a weight of their own, so that only
     the width and the number of layers tell; the latter where no layer was left out.
     """
-    found = [
-        (module, tensor.shape[1])
+    found = _down(adapter)
+    if not found:
+        return None
+    widths = {width for _, _, width in found}
+    width = widths.pop() if len(widths) == 1 else None
+    return Signature(width=width, layers=_layers(module for module, _, _ in found))
+
+
+def widths(adapter: Adapter) -> dict[str, int]:
+    """Module → width of its bottleneck."""
+    return {module: width for module, width, _ in _down(adapter)}
+
+
+def _down(adapter: Adapter) -> list[tuple[str, int, int]]:
+    """`(module, width of the bottleneck, width of the model)` of every projection down."""
+    return [
+        (module, *tensor.shape)
         for module, role, tensor in adapter.tensors()
         if _DOWN.fullmatch(role) and len(tensor.shape) == 2
     ]
-    if not found:
-        return None
-    widths = {width for _, width in found}
-    width = widths.pop() if len(widths) == 1 else None
-    return Signature(width=width, layers=_layers(module for module, _ in found))
 
 
 def _layers(modules: Iterable[str]) -> int | None:

@@ -12,7 +12,7 @@ from adapterhub import schema
 from adapterhub.adapter import REPLACE, Adapter, Problem
 from adapterhub.errors import InvalidAdapter, NotMergeable
 from adapterhub.methods import saved, sizes, targets
-from adapterhub.methods.beside import bottlenecks
+from adapterhub.methods.beside import bottlenecks, widths
 from adapterhub.methods.interface import Ranks
 from adapterhub.methods.layout import Layout, Misfit, Sizes, bind, foreign, lacking, product
 from adapterhub.methods.layouts import LAYOUTS
@@ -204,7 +204,8 @@ def _sides(layout: Layout, found: Mapping[str, int]) -> tuple[int | None, int | 
 def ranks(adapter: Adapter) -> Ranks | None:
     layout = LAYOUTS.get(adapter.method)
     if layout is None or not layout.rank:
-        return None
+        beside = widths(adapter)
+        return Ranks(beside) if beside and method(adapter.method).rank else None
     found = {m: bound.get(layout.rank, 0) for m, bound in _all_bound(adapter, layout) if m}
     found = {module: rank for module, rank in found.items() if rank > 0}  # AdaLoRA may prune all
     return Ranks(found) if found else None

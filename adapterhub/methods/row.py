@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -29,15 +29,22 @@ class Mathematics:
 
 @dataclass(frozen=True)
 class Variant:
-    """A named departure from the plain method: `field` of the config has one of `values`."""
+    """A named departure from the plain method: `field` of the config has one of `values`, and so
+    has each field that stands `beside` it.
+    """
 
     name: str
     field: str
     values: tuple[Any, ...]
+    beside: Mapping[str, Sequence[Any]] | None = None
 
     def is_in(self, config: Mapping[str, Any]) -> bool:
-        value = config.get(self.field)
-        return any(type(value) is type(wanted) and value == wanted for wanted in self.values)
+        wanted = {self.field: self.values, **(self.beside or {})}
+        return all(_is_one_of(config.get(name), values) for name, values in wanted.items())
+
+
+def _is_one_of(value: Any, values: Iterable[Any]) -> bool:
+    return any(type(value) is type(wanted) and value == wanted for wanted in values)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,10 @@ class Method:
         own = getattr(self.implementation, "variants", None)
         if own is not None:
             return cast("tuple[str, ...]", own(config))
-        found = (Variant(v["name"], v["field"], tuple(v["values"])) for v in self._variants)
+        found = (
+            Variant(v["name"], v["field"], tuple(v["values"]), v.get("beside"))
+            for v in self._variants
+        )
         return tuple(sorted(variant.name for variant in found if variant.is_in(config)))
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,20 +21,28 @@ from adapterhub.errors import (
 )
 from adapterhub.formats.claims import claim, quantization_named
 from adapterhub.methods import TABLE as METHODS
-from adapterhub.methods import Ranks, method
+from adapterhub.registry import figures
+from adapterhub.registry.figures import rank_summary
 from adapterhub.registry.identify import Candidate, Identification
 from adapterhub.registry.modality import modality
 from adapterhub.registry.values import value_problems
 from adapterhub.tensorfile import shown
 
+__all__ = ["Inspection", "inspect", "rank_summary", "require", "saved", "starred", "targets"]
+
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+# kohya and LyCORIS write `_` for every dot.
+_FLAT = re.compile(r"(?:lora|lycoris)_[^.]*")
+_FLAT_NUMBER = re.compile(r"(?<=_)\d+(?=_|$)")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """`source` is a path or `name@sha256:…`. `rank` is None where the method has none, or where
-    no tensors could be read; its `declared` is what the config says. `parameters` counts elements,
-    `bytes` is their size. `base` is what the adapter declares: name, revision, and how it was
+    """`source` is a path or `name@sha256:…`. `rank` is None where the method has none; its
+    `declared` is what the config says, and its `min` and `max` are None where no tensors tell.
+    `scaling` is what the change of a module is multiplied by. `targets` and `saved` are those of
+    the tensors, or else as the config names them. `parameters` counts elements, `bytes` is their
+    size. `base` is what the adapter declares: name, revision, and how it was
     quantised in training; `candidates` are the bases that it fits, the best first, and `fits` says
     so in a sentence.
     """
@@ -46,6 +53,7 @@ class Inspection:
     variants: tuple[str, ...]
     rank: Mapping[str, Any] | None
     alpha: float | None
+    scaling: Mapping[str, Any] | None
     targets: tuple[str, ...]
     saved: tuple[str, ...]
     dtype: str | None
@@ -84,23 +92,28 @@ def inspect(
     if adapter is not None and not tensors:
         tensors = tuple(tensor for _, _, tensor in adapter.tensors())
     base = adapter.base if adapter else _claim(config, outline)
-    alpha = _number(config.get("lora_alpha", config.get("alpha")))
+    alpha = figures.effective_alpha(reading.method, config)
     return Inspection(
         source=source,
         format=reading.format,
         method=reading.method,
         variants=METHODS[reading.method or ""].variants(config) if known else (),
-        rank=_rank(adapter, outline, config),
+        rank=figures.rank(reading.method, adapter, outline, config),
         alpha=outline.alpha if alpha is None else alpha,
-        targets=targets(adapter) if adapter else starred(outline.targets),
-        saved=saved(adapter) if adapter else (),
+        scaling=figures.scaling(reading.method, adapter, outline, config),
+        targets=(targets(adapter) if adapter else starred(outline.targets))
+        or figures.names(config.get("target_modules")),
+        saved=saved(adapter) if adapter else figures.names(config.get("modules_to_save")),
         dtype="+".join(sorted({t.dtype for t in tensors})) or None,
-        parameters=sum(math.prod(t.shape) for t in tensors) if tensors else None,
+        parameters=sum(math.prod(t.shape) for t in tensors) if tensors else outline.parameters,
         bytes=sum(t.nbytes for t in tensors) if tensors else None,
         task=_text(config.get("task_type")) or (adapter.task if adapter else None),
         labels=labels or (adapter.labels if adapter else ()),
         modality=modality(
-            _model_types(found), config, adapter.modules if adapter else outline.targets
+            _model_types(found),
+            config,
+            adapter.modules if adapter else outline.targets,
+            _declared_type(base.name),
         ),
         base={
             "name": base.name,
@@ -124,12 +137,18 @@ def _model_types(found: Identification | None) -> tuple[str, ...]:
     return tuple(types[name] for name in found.candidates[0].known)
 
 
+def _declared_type(name: str | None) -> str | None:
+    """Of the base that the adapter names, if the catalogue has it."""
+    found = known_bases.named(name) if name else None
+    return found.base.model_type if found else None
+
+
 def _misfit(found: Identification) -> list[Problem]:
     said = found.declared
     if said is None or said.fits is not False:
         return []
     text = f"the config names the base {shown(said.text)}, but {said.why_not}"
-    return [Problem("base-misfit", text, "see what it fits: adapterhub base identify")]
+    return [Problem("base-misfit", text, "see what it fits: adapterhub base identify ADAPTER")]
 
 
 def unreadable(path: Path, error: AdapterHubError) -> Inspection:
@@ -142,11 +161,6 @@ def unreadable(path: Path, error: AdapterHubError) -> Inspection:
 def _claim(config: Mapping[str, Any], outline: Outline) -> BaseClaim:
     found = claim(config)
     return outline.base if found.name is None and outline.base.name else found
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
 
 
 def _text(value: Any) -> str | None:
@@ -194,7 +208,12 @@ def starred(paths: Iterable[str]) -> tuple[str, ...]:
 
     What belongs to the whole model, like a prompt, has no path.
     """
-    return tuple(sorted({_NUMBER.sub("*", path) for path in paths if path}))
+    return tuple(sorted({_starred(path) for path in paths if path}))
+
+
+def _starred(path: str) -> str:
+    number = _FLAT_NUMBER if _FLAT.fullmatch(path) else _NUMBER
+    return number.sub("*", path)
 
 
 def targets(adapter: Adapter) -> tuple[str, ...]:
@@ -205,28 +224,3 @@ def targets(adapter: Adapter) -> tuple[str, ...]:
 def saved(adapter: Adapter) -> tuple[str, ...]:
     """Modules of which whole tensors are saved, starred."""
     return starred(m for m, role, _ in adapter.tensors() if role.startswith(REPLACE))
-
-
-def rank_summary(adapter: Adapter) -> dict[str, Any] | None:
-    """Lowest and highest rank, and the modules that differ from the most frequent one."""
-    ranks = method(adapter.method).implementation.ranks(adapter)
-    return _summary(ranks) if ranks else None
-
-
-def _summary(ranks: Ranks) -> dict[str, Any]:
-    usual = Counter(ranks.by_module.values()).most_common(1)[0][0]
-    pattern = {m: rank for m, rank in sorted(ranks.by_module.items()) if rank != usual}
-    return {"min": ranks.lowest, "max": ranks.highest, "pattern": pattern}
-
-
-def _rank(
-    adapter: Adapter | None, outline: Outline, config: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """From the tensors, with what the config says beside it."""
-    found = rank_summary(adapter) if adapter else None
-    if found is None and outline.ranks:
-        found = _summary(Ranks(outline.ranks))
-    if found is None:
-        return None
-    declared = config.get("r")
-    return {**found, "declared": declared if isinstance(declared, int) else None}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adapterhub import formats
+from adapterhub.adapter import Reading
 from adapterhub.errors import AdapterHubError, InvalidName
 from adapterhub.registry import checkout, hubcache, inspection, loading, runs
 from adapterhub.registry.bases import Bases
@@ -60,9 +63,21 @@ def inspect(store: Store, bases: Bases, text: str | Path, *, allow_pickle: bool)
     name, digest = store.resolve(str(text))
     manifest = store.manifest(digest)
     reading = formats.read(checkout.linked(store, digest, manifest))
+    reading = _known_better(reading, store.state(name).card, manifest)
     labels = tuple(manifest["labels"])
     source = f"{name}@{digest}"
     return inspection.inspect(reading, source=source, labels=labels, identify=identify)
+
+
+def _known_better(
+    reading: Reading, card: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> Reading:
+    """With the card as the registry has it, and without the problems that were solved there."""
+    solved = {"no-licence"} if card.get("licence") else set()
+    if manifest["base"]["weights_root"]:
+        solved |= {"no-base", "local-base", "unpinned-base"}
+    problems = tuple(problem for problem in reading.problems if problem.code not in solved)
+    return replace(reading, card={**reading.card, **card}, problems=problems)
 
 
 def holds_many(store: Store, text: str | Path) -> Path | None:

@@ -11,8 +11,9 @@ from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.formats.peft import looks_like_path
 from adapterhub.methods import method
+from adapterhub.registry import figures
 from adapterhub.registry.bases import short_name
-from adapterhub.registry.inspection import rank_summary, saved, targets
+from adapterhub.registry.inspection import saved, targets
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,14 @@ def build(
     lineage: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest, checked; `root` is the weights_root of the stored tensors, by their names."""
-    alpha = adapter.config.get("lora_alpha")
     manifest = {
         "schema": 1,
         "kind": "adapter",
         "format": adapter.format,
         "method": adapter.method,
         "variants": list(method(adapter.method).variants(adapter.config)),
-        "rank": rank_summary(adapter),
-        "alpha": alpha,
+        "rank": figures.rank_summary(adapter),
+        "alpha": figures.alpha(adapter.method, adapter.config),
         "targets": [target for target in targets(adapter) if target],  # a prompt has no module
         "saved": list(saved(adapter)),
         "dtype": "+".join(adapter.dtypes),

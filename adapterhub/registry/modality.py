@@ -1,8 +1,8 @@
 """What kind of model an adapter is for: language, vision, speech, or several at once.
 
 Told by what is certain before what is likely: the model type of a base that fits, the class that
-`auto_mapping` names, the paths of the modules, and last PEFT's task, which has names for tasks of
-language only, so that other models borrow them.
+`auto_mapping` names, the paths of the modules, the base that the config names, and last PEFT's
+task, which has names for tasks of language only, so that other models borrow them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,14 @@ _LANGUAGE_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "SE
 
 
 def modality(
-    model_types: Iterable[str], config: Mapping[str, Any], modules: Iterable[str]
+    model_types: Iterable[str],
+    config: Mapping[str, Any],
+    modules: Iterable[str],
+    declared: str | None = None,
 ) -> str | None:
-    """In words, or None where nothing tells. `model_types` are those of bases that fit."""
+    """In words, or None where nothing tells. `model_types` are those of bases that fit, `declared`
+    is that of the base which the adapter names.
+    """
     fitting = {_named(kind) or "language" for kind in model_types}
     if len(fitting) == 1:
         return fitting.pop()
@@ -43,7 +48,11 @@ def modality(
     parent = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     if isinstance(parent, str) and (found := _named(parent.lower())):
         return found
-    return _by_paths(modules) or _by_task(config.get("task_type"))
+    if found := _by_paths(modules):
+        return found
+    if declared is not None:
+        return _named(declared) or "language"
+    return _by_task(config.get("task_type"))
 
 
 def _named(name: str) -> str | None:

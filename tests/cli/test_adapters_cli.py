@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,39 @@ def test_export_says_where(run: Run, adapter: Path, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out" / "adapterhub.json").read_text())
     assert manifest["kind"] == "adapter"
     assert run("path", "a", "--json").json["result"]["path"] == run("path", "a").lines[0]
+
+
+# --- inspect ----------------------------------------------------------------------------------
+
+
+def test_inspect_shows_alpha_scaling_and_what_a_config_alone_says(
+    run: Run, tagger: Path, tmp_path: Path
+) -> None:
+    facts = dict(line.split(maxsplit=1) for line in run("inspect", tagger).lines[1:6])
+    config = json.loads((tagger / "adapter_config.json").read_text())
+    assert facts["rank"].strip() == "2"
+    assert facts["scaling"].strip() == f"{config['lora_alpha'] / 2:g}"
+    alone = tmp_path / "alone.json"
+    alone.write_text(json.dumps({**config, "target_modules": ["q"]}))
+    said = [line.split(maxsplit=1) for line in run("inspect", alone).lines[1:]]
+    assert ["rank", "2 (as the config says)"] in said
+    assert ["targets", "q"] in said
+
+
+def test_many_targets_are_cut_for_people(run: Run, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.json"
+    names = [f"m{chr(97 + i)}" for i in range(20)]
+    alone.write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": names}))
+    assert "ml, and 8 more (all: --json)" in run("inspect", alone).out
+    assert run("inspect", alone, "--json").json["result"]["targets"] == names
+
+
+def test_a_list_names_problems_by_their_codes(run: Run, tagger: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name in ("good", "bad"):
+        shutil.copytree(tagger, runs / name)
+    (runs / "bad" / "adapter_model.safetensors").write_bytes(b"")
+    rows = {line.split()[0]: line for line in run("inspect", runs).lines[1:]}
+    assert "✗ invalid-tensor-file, " in rows["bad"]
+    assert "✗" not in rows["good"]
+    assert str(runs) not in rows["bad"]

@@ -14,6 +14,7 @@ from adapterhub import formats
 from adapterhub.adapter import Adapter, Reading
 from adapterhub.errors import AdapterHubError, InvalidAdapter, NotSupported, PickleRefused
 from adapterhub.formats.adapterhub_keys import Keys
+from adapterhub.methods import method
 from adapterhub.registry import inspection
 from adapterhub.tensorfile import read_header
 
@@ -78,6 +79,27 @@ def test_a_bottleneck_with_its_head(tmp_path: Path) -> None:
     assert adapter.config["reduction_factor"] == 2
     assert adapter.config["adapterhub"]["model_class"] == "BertAdapterModel"
     assert adapter.config["adapterhub"]["head_config"] == HEAD_CONFIG
+
+
+def test_the_width_and_the_placement_of_a_bottleneck_show(tmp_path: Path) -> None:
+    seen = inspection.inspect(formats.read(with_head(tmp_path / "a")), source="x")
+    assert seen.rank == {"min": 4, "max": 4, "pattern": {}, "declared": None}
+    assert seen.targets == ("bert.encoder.layer.*.output",)
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "compacter"])
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"mh_adapter": True, "output_adapter": True}, ("houlsby",)),
+        ({"mh_adapter": False, "output_adapter": True}, ("pfeiffer",)),
+        ({"output_adapter": True}, ("pfeiffer",)),
+        ({"mh_adapter": False, "output_adapter": True, "is_parallel": True}, ("parallel",)),
+        ({"mh_adapter": True, "output_adapter": False}, ()),
+    ],
+)
+def test_placements(name: str, config: dict[str, Any], expected: tuple[str, ...]) -> None:
+    assert method(name).variants(config) == expected
 
 
 def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:

@@ -368,3 +368,22 @@ def test_every_truncation_is_a_named_error(tmp_path: Path) -> None:
             path.write_bytes(whole[:size])
             with pytest.raises(AdapterHubError):
                 pickles.load(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n", "Git-LFS pointer"),
+        (b"", "is empty"),
+        (b"PK\x03\x04" + bytes(100), "is truncated"),
+    ],
+)
+def test_damage_is_told_before_consent_is_asked_for(
+    peft_dir: Callable[..., Path], data: bytes, said: str
+) -> None:
+    path = peft_dir()
+    (path / "adapter_model.safetensors").unlink()
+    (path / "adapter_model.bin").write_bytes(data)
+    [problem] = formats.read(path).fatal
+    assert said in problem.message
+    assert problem.remedy == "git lfs pull, or download the file again"

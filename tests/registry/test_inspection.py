@@ -53,6 +53,8 @@ def pair(rank: int) -> dict[str, np.ndarray]:
         (("classifier", "classifier"), ("classifier",)),
         (("experts.3", "3.w"), ("*.w", "experts.*")),
         (("layers.٣.q",), ("layers.*.q",)),
+        (("lora_te_layers_0_fc1", "lora_te_layers_10_fc1"), ("lora_te_layers_*_fc1",)),
+        (("lora_unet_to_out_0", "lora_x2_q3"), ("lora_unet_to_out_*", "lora_x2_q3")),
     ],
 )
 def test_starred(paths: tuple[str, ...], expected: tuple[str, ...]) -> None:
@@ -171,6 +173,7 @@ def test_an_inspection_of_a_sound_adapter(peft_dir: Maker) -> None:
         "variants": ["rslora"],
         "rank": {"min": 2, "max": 2, "pattern": {}, "declared": 2},
         "alpha": 4,
+        "scaling": {"min": 4 / 2**0.5, "max": 4 / 2**0.5, "pattern": {}},
         "targets": ["layer.*.q"],
         "saved": [],
         "dtype": "F32",
@@ -195,7 +198,8 @@ def test_a_damaged_adapter_is_inspected_as_far_as_it_goes(peft_dir: Maker) -> No
     weights.write_bytes(weights.read_bytes()[:-4])
     seen = inspection.inspect(formats.read(path), source="x")
     assert (seen.method, seen.task, seen.alpha) == ("lora", "CAUSAL_LM", None)
-    assert seen.rank is seen.dtype is seen.parameters is seen.bytes is None
+    assert seen.dtype is seen.parameters is seen.bytes is None
+    assert seen.rank == {"min": None, "max": None, "pattern": {}, "declared": 2}
     assert "invalid-tensor-file" in [p.code for p in seen.problems]
 
 
@@ -248,3 +252,26 @@ def test_kinds_of_errors(peft_dir: Maker) -> None:
         inspection.require(formats.read(pickled))
     with pytest.raises(InvalidAdapter, match=r"adapter_config\.json: r: got 0"):
         inspection.require(formats.read(peft_dir(name="c", r=0)))
+
+
+def test_a_bare_config_shows_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 4, "target_modules": ["v", "q"]}
+    path.write_text(json.dumps({**config, "modules_to_save": ["score"], "lora_dropout": 0.1}))
+    seen = inspection.inspect(formats.read(path), source="x")
+    assert seen.rank == {"min": None, "max": None, "pattern": {}, "declared": 8}
+    assert (seen.alpha, seen.scaling) == (4, {"min": 0.5, "max": 0.5, "pattern": {}})
+    assert (seen.targets, seen.saved) == (("q", "v"), ("score",))
+
+
+def test_the_declared_base_tells_the_modality(peft_dir: Maker) -> None:
+    path = peft_dir(base_model_name_or_path="openai/whisper-small", task_type=None)
+    assert inspection.inspect(formats.read(path), source="x").modality == "speech"
+
+
+def test_weights_that_were_not_read_are_listed(peft_dir: Maker) -> None:
+    path = peft_dir()
+    weights = path / "adapter_model.safetensors"
+    weights.rename(path / "adapter_model.bin")
+    seen = inspection.inspect(formats.read(path), source="x")
+    assert seen.files == ("adapter_model.bin", "adapter_config.json")

@@ -94,3 +94,15 @@ def test_files_that_are_adapters_by_themselves(home: Path, tmp_path: Path) -> No
         (prompts / "sst2.npy").unlink()
         assert registry.holds_many(prompts) is None
         assert registry.inspect(prompts).method == "prompt_tuning"
+
+
+def test_what_the_registry_knows_better(registry: Registry, base: Path, adapter: Path) -> None:
+    registry.add(adapter, name="a")
+    before = {problem.code for problem in registry.inspect("a").problems}
+    assert {"no-licence", "unpinned-base"} & before
+    registry.edit("a", {"licence": "mit"})
+    registry.add(adapter, name="a", base=base)
+    seen = registry.inspect("a")
+    assert seen.licence == "mit"
+    codes = {problem.code for problem in seen.problems}
+    assert not codes & {"no-licence", "unpinned-base", "local-base", "no-base"}

@@ -90,7 +90,10 @@ class Contents:
         self._check_total(repository, row[0] + size)
 
     def find(self, repository: Repository, digest: str) -> Content | None:
-        """None where it was never delivered, or has been collected since."""
+        """None where it was never delivered, or has been collected since.
+
+        Who tells a client that it need not send this again calls `deliver` for another week.
+        """
         if not is_digest(digest):
             return None
         sql = (

@@ -48,7 +48,7 @@ def register(
     """Makes every file of a shard (`data`, its bytes) a blob of the store.
 
     `deliver(digest, size)` is called once for each, within `store.writing()`, when the blob is
-    durable. Memory: `data` and about 10 MB, whatever the size of the files.
+    durable. Memory: `data` and a few MB, whatever the size of the files.
 
     Raises IntegrityError or NotSupported, with nothing delivered, for a shard that is damaged,
     contradicts the xorbs, or refers to others than those of this space; IntegrityError for a file

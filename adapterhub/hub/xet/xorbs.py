@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,7 @@ class Xorbs:
         self._root = root
         self._now = now
         self._mutex = threading.Lock()
+        self._collecting = threading.Lock()
         self._locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
 
     def space(self, repository: str, epoch: str | None = None) -> Space:
@@ -87,8 +88,8 @@ class Xorbs:
     def collect(self, now: float | None = None) -> Collected:
         """Drops epochs that have been over for a day, and what killed uploads left behind."""
         now = self._now() if now is None else now
-        with files.named_errors(self._root):
-            for home in _folders(self._root, _REPOSITORY):
+        with self._collecting, files.named_errors(self._root):
+            for home in _named(self._root, _REPOSITORY):
                 for folder in _epochs(home):
                     if _over_for(folder, now) >= GRACE_SECONDS:
                         self._set_aside(folder)
@@ -100,7 +101,7 @@ class Xorbs:
 
     def forget(self, repository: str) -> None:
         """Drops all that a repository sent; for one that was deleted."""
-        with files.named_errors(self._root):
+        with self._collecting, files.named_errors(self._root):
             for folder in _epochs(self._root / _checked(repository)):
                 self._set_aside(folder)
             self._delete_dropped()
@@ -258,15 +259,15 @@ def _checked(repository: str) -> str:
     return repository
 
 
-def _folders(parent: Path, spelling: re.Pattern[str]) -> list[Path]:
+def _named(folder: Path, spelling: re.Pattern[str]) -> list[Path]:
     try:
-        return [each for each in parent.iterdir() if spelling.fullmatch(each.name)]
+        return [each for each in folder.iterdir() if spelling.fullmatch(each.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def _epochs(home: Path) -> list[Path]:
-    return _folders(home, _EPOCH)
+    return _named(home, _EPOCH)
 
 
 def _start(folder: Path) -> float:
@@ -287,9 +288,10 @@ def _over_for(folder: Path, now: float) -> float:
 
 def _sweep(folder: Path, now: float) -> None:
     """Removes temporary files that nobody writes to any more."""
-    for each in folder.iterdir():
-        if _TEMPORARY.fullmatch(each.name) and now - each.stat().st_mtime > ABANDONED_SECONDS:
-            files.unlink(each)
+    for each in _named(folder, _TEMPORARY):
+        with suppress(FileNotFoundError):  # an upload that ends just now
+            if now - each.stat().st_mtime > ABANDONED_SECONDS:
+                files.unlink(each)
 
 
 def _gone(epoch: str) -> AdapterHubError:

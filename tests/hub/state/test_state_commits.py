@@ -91,7 +91,7 @@ def test_an_lfs_file_without_size_is_one_that_is_there(hub: Hub, repository: Rep
     unknown = "sha256:" + "0" * 64
     with pytest.raises(InvalidRequest, match=f"{unknown} was not uploaded to ns/name"):
         hubkit.commit(hub, repository, None, Add("x.bin", unknown, lfs=True))
-    with pytest.raises(InvalidRequest, match="'w.bin' has 7 bytes, and the commit says 8"):
+    with pytest.raises(InvalidRequest, match=r"'w\.bin' has 7 bytes, and the commit says 8"):
         hubkit.commit(hub, repository, None, Add("w.bin", digest, lfs=True, size=8))
 
 
@@ -330,7 +330,7 @@ def test_limits_are_named(store: Store, limits: dict[str, int], files: int, said
 def test_sizes_of_files_and_repositories_are_limited(store: Store) -> None:
     with Hub(store, Limits(file_size=2000, repository_size=4000)) as hub:
         repository = hub.create(hubkit.ID)
-        with pytest.raises(TooLarge, match="bytes of sha256:.*: 2001, and this hub takes at most"):
+        with pytest.raises(TooLarge, match=r"bytes of sha256:.*: 2001, and this hub takes at most"):
             hub.contents.put_bytes(repository, bytes(2001))
         hub.contents.put_bytes(repository, bytes(1500))
         hub.contents.put_bytes(repository, bytes(1500))  # the same: counted once

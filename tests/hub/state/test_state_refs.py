@@ -68,7 +68,8 @@ def test_a_revision_is_a_name_or_a_commit(hub: Hub, repository: Repository) -> N
         "ma_n",
     ],
 )
-def test_other_revisions_are_not_found(hub: Hub, repository: Repository, revision: str) -> None:
+def test_other_revisions_are_not_found(shared: tuple[Hub, Repository], revision: str) -> None:
+    hub, repository = shared
     with pytest.raises(RevisionNotFound, match="ns/name has no revision") as caught:
         hub.commit_of(repository, revision)
     assert caught.value.error_code == "RevisionNotFound"
@@ -164,7 +165,8 @@ def test_a_branch_goes_its_own_way(hub: Hub, repository: Repository) -> None:
         7,
     ],
 )
-def test_names_that_git_refuses(hub: Hub, repository: Repository, name: str) -> None:
+def test_names_that_git_refuses(shared: tuple[Hub, Repository], name: str) -> None:
+    hub, repository = shared
     for make in (hub.refs.create_branch, hub.refs.create_tag):
         with pytest.raises(InvalidRequest, match="is not a name of a") as caught:
             make(repository, name)
@@ -172,7 +174,8 @@ def test_names_that_git_refuses(hub: Hub, repository: Repository, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["a", "dev/x", "v1.0-rc_1", "ünï", "a%2Fb", "1/2/3", "pr/1"])
-def test_names_that_are_fine(hub: Hub, repository: Repository, name: str) -> None:
+def test_names_that_are_fine(shared: tuple[Hub, Repository], name: str) -> None:
+    hub, repository = shared
     first = hub.refs.create_branch(repository, name).target
     assert hub.refs.resolve(repository, name) == first
 

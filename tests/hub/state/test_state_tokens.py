@@ -44,7 +44,6 @@ def test_two_tokens_share_nothing(hub: Hub) -> None:
     assert [token.label for token in hub.tokens.list()] == ["bob"] * 50
 
 
-
 @pytest.mark.parametrize(
     "spoil",
     [

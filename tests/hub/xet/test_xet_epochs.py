@@ -139,6 +139,12 @@ def test_what_killed_uploads_left_is_swept(xorbs: Xorbs, clock: Clock) -> None:
     assert names(space.folder) == sorted([young.name, each.hash])
 
 
+def test_an_upload_that_ends_while_it_is_swept_is_no_fault(xorbs: Xorbs) -> None:
+    gone = xorbs.space("7").folder / f"123-{'ab' * 8}"
+    gone.symlink_to("nowhere")  # listed, and not there
+    assert xorbs.collect() == Collected(0, 0)
+
+
 def test_what_a_killed_collect_left_is_deleted_by_the_next(xorbs: Xorbs, tmp_path: Path) -> None:
     left = tmp_path / "xet" / ".dropped-0123456789abcdef"
     left.mkdir(parents=True)

@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import lz4.frame
@@ -46,11 +47,11 @@ class Made:
     def body(self) -> bytes:
         return b"".join(map(chunk, self.chunks, self.kinds))
 
-    @property
+    @cached_property
     def pairs(self) -> list[tuple[bytes, int]]:
         return [(hashing.chunk_hash(each), len(each)) for each in self.chunks]
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         return hashing.xorb_hash(self.pairs)
 
