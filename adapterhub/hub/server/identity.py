@@ -15,11 +15,11 @@ EVERY = "*"
 
 
 def own_namespace(caller: Caller) -> str:
-    """Where what they name without a namespace belongs: the one namespace of their token. Empty
-    for tokens of all namespaces or of several, whose bare names stay bare.
+    """Where what they name without a namespace belongs, as on the Hub: the one namespace of their
+    token, or where it has all or several, one of their own name.
     """
     namespaces = caller.token.namespaces if caller.token else ()
-    return namespaces[0] if len(namespaces) == 1 and namespaces[0] != EVERY else ""
+    return namespaces[0] if len(namespaces) == 1 and namespaces[0] != EVERY else caller.name
 
 
 async def whoami(call: Call) -> Response:
@@ -29,7 +29,7 @@ async def whoami(call: Call) -> Response:
 
 def _who(caller: Caller, token: Token) -> dict[str, Any]:
     """`hf auth whoami` reads `orgs` unguarded: the namespaces beside one's own."""
-    name = own_namespace(caller) or caller.name
+    name = own_namespace(caller)
     orgs = [each for each in token.namespaces if each not in (EVERY, name)]
     return {
         "type": "user",

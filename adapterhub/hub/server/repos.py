@@ -16,8 +16,9 @@ from adapterhub.hub.state.model import Caller
 from adapterhub.hub.state.names import RepoId, parse_id
 from adapterhub.hub.state.repositories import Repository
 
-# `/api/models/NAME/refs` is the refs of NAME, so no repository of a namespace is called `refs`.
-_ADDRESSES = frozenset(("refs", "settings", "auth-check", "lfs-files", "discussions"))
+# `/api/models/NAME/refs` is the refs of NAME, so no repository of a namespace is called `refs`;
+# and clients cut the address of a commit at `/commit/`.
+_ADDRESSES = frozenset(("refs", "settings", "auth-check", "lfs-files", "discussions", "commit"))
 _RUNS = ("hardware", "secrets", "variables", "volumes", "template", "sleepTimeSeconds")
 
 
@@ -99,7 +100,7 @@ def _named(said: dict[str, Any], caller: Caller) -> RepoId:
     if not isinstance(name, str) or not isinstance(namespace, str | None):
         raise InvalidRequest("name must be a text, organization one or null", remedy="send both")
     if namespace is None and "/" not in name:
-        namespace = own_namespace(caller) or None
+        namespace = own_namespace(caller)
     return _checked(parse_id(f"{namespace}/{name}" if namespace else name, _kind(said)))
 
 

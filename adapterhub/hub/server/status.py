@@ -19,7 +19,9 @@ async def show_metrics(call: Call) -> Response:
     """Without a token only where anonymous requests may read anything."""
     if not call.service.settings.public_read:
         await call.signed_in("/metrics")
-    text = call.service.metrics.text(metrics.memory())
+    count = await call.thread(call.hub.repositories.count)
+    kept = {"repositories": ("Repositories of all kinds.", float(count))}
+    text = call.service.metrics.text(kept | metrics.memory())
     return replies.plain(text, "text/plain; version=0.0.4")
 
 

@@ -149,6 +149,10 @@ class Repositories:
         sql += f" ORDER BY {order} {way}, key {way} LIMIT ?"
         return tuple(map(_repository, self._database.rows(sql, (*values, limit))))
 
+    def count(self) -> int:
+        """Of all kinds."""
+        return int(self._database.rows("SELECT count(*) FROM repositories")[0][0])
+
     # --- for the registry's index, which follows the main branch
 
     def unindexed(self) -> tuple[tuple[Repository, str], ...]:
