@@ -72,7 +72,8 @@ def serving(home: Path, *options: str) -> Iterator[Hub]:
         encoding="utf-8",
     )
     hub = Hub(home, "", process)
-    threading.Thread(target=_collect, args=(hub,), daemon=True).start()
+    reader = threading.Thread(target=_collect, args=(hub,), daemon=True)
+    reader.start()
     try:
         _await_start(hub)
         yield hub
@@ -82,6 +83,9 @@ def serving(home: Path, *options: str) -> Iterator[Hub]:
     finally:
         process.kill()
         process.wait()
+        reader.join(10)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _collect(hub: Hub) -> None:
