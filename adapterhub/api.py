@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
 from adapterhub.formats.roots import adapter_root
+from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
+from adapterhub.hub.client.pulling import Pulled, PullPlan, pull
 from adapterhub.merging import (
     MergePlan,
     MergeReport,
@@ -383,6 +385,11 @@ __all__ = [
     "Inspection",
     "MergePlan",
     "MergeReport",
+    "PullPlan",
+    "Pulled",
+    "PushPlan",
+    "PushResult",
+    "Pushed",
     "Registry",
     "env",
     "formats",
@@ -393,6 +400,10 @@ __all__ = [
     "open",
     "parse_size",
     "plan_merge",
+    "plan_push",
+    "pull",
+    "push",
+    "push_all",
     "serve",
     "verify_directory",
 ]
