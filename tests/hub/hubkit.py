@@ -72,7 +72,8 @@ def serving(home: Path, *options: str) -> Iterator[Hub]:
         encoding="utf-8",
     )
     hub = Hub(home, "", process)
-    threading.Thread(target=_collect, args=(hub,), daemon=True).start()
+    collector = threading.Thread(target=_collect, args=(hub,), daemon=True)
+    collector.start()
     try:
         _await_start(hub)
         yield hub
@@ -82,12 +83,14 @@ def serving(home: Path, *options: str) -> Iterator[Hub]:
     finally:
         process.kill()
         process.wait()
+        collector.join(5)
 
 
 def _collect(hub: Hub) -> None:
     assert hub.process.stdout is not None
-    for line in hub.process.stdout:
-        hub.log.append(line)
+    with hub.process.stdout as stream:
+        for line in stream:
+            hub.log.append(line)
 
 
 def _await_start(hub: Hub) -> None:
