@@ -10,14 +10,13 @@ model = ah.load_model("nli-graph")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
-from adapterhub.formats.roots import adapter_root
 from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
 from adapterhub.hub.client.pulling import Pulled, PullPlan, pull
 from adapterhub.merging import (
@@ -26,6 +25,7 @@ from adapterhub.merging import (
     Options,
     Source,
     differences,
+    inputs,
     options_of,
     read_report,
 )
@@ -37,7 +37,6 @@ from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adapterhub.base import Base
     from adapterhub.formats import Format
     from adapterhub.methods import Method
 
@@ -139,21 +138,7 @@ def merge(
 
 def _source(registry: Registry, spec: AdapterSpec, allow_pickle: bool) -> Source:
     text, weight = spec if isinstance(spec, tuple) else (spec, 1.0)
-    return source_of(registry.load(text, allow_pickle=allow_pickle), float(weight))
-
-
-def source_of(loaded: Loaded, weight: float = 1.0) -> Source:
-    """What a merge takes of an adapter that was loaded."""
-    manifest = loaded.manifest or {}
-    return Source(
-        name=loaded.name,
-        adapter=loaded.adapter,
-        weight=weight,
-        digest=loaded.digest,
-        adapter_root=manifest.get("adapter_root"),
-        base_weights_root=manifest.get("base", {}).get("weights_root"),
-        tokenizer=loaded.tokenizer,
-    )
+    return inputs.source_of(registry.load(text, allow_pickle=allow_pickle), float(weight))
 
 
 def verify_directory(
@@ -189,68 +174,10 @@ def verify_directory(
         return found
     report = read_report(path)
     with _registry(registry) as reg:
-        at_hand = _base_of(report, reg, base)
-        sources = _sources_of(report, reg, adapters, allow_pickle)
+        at_hand = inputs.base_again(report, reg, base)
+        sources = inputs.sources_again(report, reg, adapters, allow_pickle)
         plan = plan_of(at_hand, sources, options_of(report))
         return repeat_plan(plan, report, cache=reg.cache, progress=repeating)
-
-
-def _base_of(report: Mapping[str, Any], registry: Registry, given: str | Path | None) -> Base:
-    root = report["base"]["weights_root"]
-    found = registry.base.resolve(given) if given else registry.base.find(root, None)
-    if found is None:
-        raise NotFound(
-            f"the base of this merge, {root}, is not among the registered ones",
-            remedy="name it with --base DIR, or register it: adapterhub base add DIR",
-        )
-    if (other := found.weights_root(registry.cache)) != root:
-        raise BaseMismatch(
-            f"{found.path} is not the base of this merge: its weights_root is {other}, that of "
-            f"the report {root}",
-            remedy="give the base that was merged, unchanged",
-        )
-    return found
-
-
-def _sources_of(
-    report: Mapping[str, Any],
-    registry: Registry,
-    given: Sequence[str | Path],
-    allow_pickle: bool,
-) -> list[Source]:
-    entries = report["adapters"]
-    if given and len(given) != len(entries):
-        raise InvalidOption(
-            f"{len(given)} adapters were given, the merge had {len(entries)}",
-            remedy="name all of them, in the order of the merge",
-        )
-    specs: list[str | Path | None] = [*given] or [None] * len(entries)
-    return [
-        _source_again(registry, entry, spec, allow_pickle)
-        for entry, spec in zip(entries, specs, strict=True)
-    ]
-
-
-def _source_again(
-    registry: Registry, entry: Mapping[str, Any], spec: str | Path | None, allow_pickle: bool
-) -> Source:
-    root = entry["adapter_root"]
-    if spec is None and entry["digest"] is None:
-        raise NotFound(
-            f"the merge took an adapter from a path, which the report does not keep ({root})",
-            remedy="name it with --adapter PATH; with several, all of them in their order",
-        )
-    if spec is None:
-        return source_of(registry.load_version(entry["digest"]), entry["weight"])
-    loaded = registry.load(spec, allow_pickle=allow_pickle)
-    source = source_of(loaded, entry["weight"])
-    if (other := source.adapter_root or adapter_root(source.adapter)) != root:
-        raise BaseMismatch(
-            f"{loaded.name} is not the adapter of this merge: its root is {other}, that of the "
-            f"report {root}",
-            remedy="give the adapter that was merged, unchanged",
-        )
-    return source
 
 
 def _holds_manifest(path: Path) -> bool:
