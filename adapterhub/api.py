@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from adapterhub.base import Base
     from adapterhub.formats import Format
+    from adapterhub.hub.server.serving import Options as ServeOptions
     from adapterhub.methods import Method
 
 Progress = Callable[[int], None]
@@ -299,27 +300,20 @@ def _base_name(loaded: Loaded) -> str | None:
 
 
 def serve(
+    options: ServeOptions | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    public_read: bool = False,
-    url: str = "",
-    behind_proxy: bool = False,
-    log_level: str = "info",
     on_start: Callable[[str], None] | None = None,
     registry: Registry | None = None,
 ) -> None:
     """A hub over the registry's home, for Hugging Face clients; returns when it is stopped.
 
-    `on_start` is given its address. On loopback, requests without a token read public
-    repositories; elsewhere only with `public_read`, and a token must exist. `url` is how clients
-    reach it where that is not what their requests say. Raises MissingExtra, InvalidOption.
+    `options`: an `adapterhub.hub.server.serving.Options`. `on_start` is given the address. Raises
+    MissingExtra, InvalidOption for an address that cannot be had or that has no token yet.
     """
     from adapterhub.hub.server import serving
 
-    options = serving.Options(host, port, public_read, url, behind_proxy, log_level)
     with _registry(registry) as reg:
-        serving.serve(reg, options, on_start or (lambda address: None))
+        serving.serve(reg, options or serving.Options(), on_start or (lambda address: None))
 
 
 def methods() -> tuple[Method, ...]:
