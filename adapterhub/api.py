@@ -32,6 +32,7 @@ from adapterhub.merging import (
 from adapterhub.merging import plan as plan_of
 from adapterhub.merging import repeat as repeat_plan
 from adapterhub.merging import run as run_plan
+from adapterhub.merging.sizes import parse_size
 from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]
 AdapterSpec = str | Path | tuple[str | Path, float]
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def open(
@@ -355,22 +353,6 @@ def env() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def parse_size(text: int | str | None) -> int | None:
-    """Bytes from a number or a text such as "5GB" (10⁹) or "512MiB" (2²⁰). Raises InvalidOption."""
-    if text is None:
-        return None
-    text = str(text)
-    digits = text.strip().rstrip("BKMGTIbkmgti ")
-    unit = text.strip()[len(digits) :].strip().upper()
-    try:
-        value = int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        value = 0
-    if value < 1:
-        raise InvalidOption(f"{text!r} is not a size", remedy="for example 5GB or 512MiB")
-    return value
 
 
 __all__ = [
