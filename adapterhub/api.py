@@ -32,19 +32,18 @@ from adapterhub.merging import (
 from adapterhub.merging import plan as plan_of
 from adapterhub.merging import repeat as repeat_plan
 from adapterhub.merging import run as run_plan
+from adapterhub.merging.sizes import parse_size
 from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adapterhub.formats import Format
+    from adapterhub.hub.server.serving import Options as ServeOptions
     from adapterhub.methods import Method
 
 Progress = Callable[[int], None]
 AdapterSpec = str | Path | tuple[str | Path, float]
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def open(
@@ -226,27 +225,20 @@ def _base_name(loaded: Loaded) -> str | None:
 
 
 def serve(
+    options: ServeOptions | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    public_read: bool = False,
-    url: str = "",
-    behind_proxy: bool = False,
-    log_level: str = "info",
     on_start: Callable[[str], None] | None = None,
     registry: Registry | None = None,
 ) -> None:
     """A hub over the registry's home, for Hugging Face clients; returns when it is stopped.
 
-    `on_start` is given its address. On loopback, requests without a token read public
-    repositories; elsewhere only with `public_read`, and a token must exist. `url` is how clients
-    reach it where that is not what their requests say. Raises MissingExtra, InvalidOption.
+    `options`: an `adapterhub.hub.server.serving.Options`. `on_start` is given the address. Raises
+    MissingExtra, InvalidOption for an address that cannot be had or that has no token yet.
     """
     from adapterhub.hub.server import serving
 
-    options = serving.Options(host, port, public_read, url, behind_proxy, log_level)
     with _registry(registry) as reg:
-        serving.serve(reg, options, on_start or (lambda address: None))
+        serving.serve(reg, options or serving.Options(), on_start or (lambda address: None))
 
 
 def methods() -> tuple[Method, ...]:
@@ -288,22 +280,6 @@ def env() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def parse_size(text: int | str | None) -> int | None:
-    """Bytes from a number or a text such as "5GB" (10⁹) or "512MiB" (2²⁰). Raises InvalidOption."""
-    if text is None:
-        return None
-    text = str(text)
-    digits = text.strip().rstrip("BKMGTIbkmgti ")
-    unit = text.strip()[len(digits) :].strip().upper()
-    try:
-        value = int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        value = 0
-    if value < 1:
-        raise InvalidOption(f"{text!r} is not a size", remedy="for example 5GB or 512MiB")
-    return value
 
 
 __all__ = [
