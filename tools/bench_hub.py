@@ -35,6 +35,7 @@ import numpy as np
 REPO, NAME = "bench/adapter", "model.safetensors"
 LARGE_MB = 2000
 PERIOD = 0.01
+PULLS = 3  # in a round: the client's own disk makes them uneven
 PIECE = 1 << 22
 
 # --- the client, in a process of its own
@@ -55,7 +56,7 @@ print(json.dumps([time.perf_counter() - began, path]))
 
 @dataclass(frozen=True)
 class Server:
-    """A running server; `token` opens it. `peak()` is its largest anonymous memory, in bytes."""
+    """A running server; `token` opens it."""
 
     url: str
     token: str
@@ -262,6 +263,8 @@ def write_random(path: Path, mb: int) -> None:
     with path.open("wb") as file:
         for _ in range(mb):
             file.write(random.bytes(1_000_000))
+        file.flush()
+        os.fsync(file.fileno())  # so that the disk does nothing else while the clock runs
 
 
 def rounds(hub: Server, sink: Server, path: Path, options: argparse.Namespace) -> list[str]:
@@ -276,11 +279,12 @@ def rounds(hub: Server, sink: Server, path: Path, options: argparse.Namespace) -
                 lambda on=on: client(hub, "push", path, xet=on, work=work),
                 lambda on=on: client(sink, "push", path, xet=on, work=work),
             )
-        pairs[2].add(
-            turn,
-            lambda: client(hub, "pull", path, xet=True, work=work),
-            lambda: client(sink, "pull", path, xet=True, work=work),
-        )
+        for again in range(PULLS):
+            pairs[2].add(
+                turn + again,
+                lambda: client(hub, "pull", path, xet=True, work=work),
+                lambda: client(sink, "pull", path, xet=True, work=work),
+            )
     return [
         lfs.line(f"push {options.mb} MB, LFS, to a sink", 2.0),
         xet.line(f"push {options.mb} MB, Xet, to a sink", 2.0),
