@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from adapterhub.api import inspect, load_model, merge, open, plan_merge, verify_directory
+    from adapterhub.api import (
+        inspect,
+        load_model,
+        merge,
+        open,
+        plan_merge,
+        plan_push,
+        pull,
+        push,
+        push_all,
+        verify_directory,
+    )
     from adapterhub.errors import AdapterHubError
     from adapterhub.registry import Filters, Registry
 
@@ -26,6 +37,10 @@ __all__ = [
     "merge",
     "open",
     "plan_merge",
+    "plan_push",
+    "pull",
+    "push",
+    "push_all",
     "verify_directory",
 ]
 

@@ -10,40 +10,40 @@ model = ah.load_model("nli-graph")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import strictjson
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
-from adapterhub.formats.roots import adapter_root
+from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
+from adapterhub.hub.client.pulling import Pulled, PullPlan, pull
 from adapterhub.merging import (
     MergePlan,
     MergeReport,
     Options,
     Source,
     differences,
+    inputs,
     options_of,
     read_report,
 )
 from adapterhub.merging import plan as plan_of
 from adapterhub.merging import repeat as repeat_plan
 from adapterhub.merging import run as run_plan
+from adapterhub.merging.sizes import parse_size
 from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adapterhub.base import Base
     from adapterhub.formats import Format
+    from adapterhub.hub.server.serving import Options as ServeOptions
     from adapterhub.methods import Method
 
 Progress = Callable[[int], None]
 AdapterSpec = str | Path | tuple[str | Path, float]
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def open(
@@ -137,21 +137,7 @@ def merge(
 
 def _source(registry: Registry, spec: AdapterSpec, allow_pickle: bool) -> Source:
     text, weight = spec if isinstance(spec, tuple) else (spec, 1.0)
-    return source_of(registry.load(text, allow_pickle=allow_pickle), float(weight))
-
-
-def source_of(loaded: Loaded, weight: float = 1.0) -> Source:
-    """What a merge takes of an adapter that was loaded."""
-    manifest = loaded.manifest or {}
-    return Source(
-        name=loaded.name,
-        adapter=loaded.adapter,
-        weight=weight,
-        digest=loaded.digest,
-        adapter_root=manifest.get("adapter_root"),
-        base_weights_root=manifest.get("base", {}).get("weights_root"),
-        tokenizer=loaded.tokenizer,
-    )
+    return inputs.source_of(registry.load(text, allow_pickle=allow_pickle), float(weight))
 
 
 def verify_directory(
@@ -187,68 +173,10 @@ def verify_directory(
         return found
     report = read_report(path)
     with _registry(registry) as reg:
-        at_hand = _base_of(report, reg, base)
-        sources = _sources_of(report, reg, adapters, allow_pickle)
+        at_hand = inputs.base_again(report, reg, base)
+        sources = inputs.sources_again(report, reg, adapters, allow_pickle)
         plan = plan_of(at_hand, sources, options_of(report))
         return repeat_plan(plan, report, cache=reg.cache, progress=repeating)
-
-
-def _base_of(report: Mapping[str, Any], registry: Registry, given: str | Path | None) -> Base:
-    root = report["base"]["weights_root"]
-    found = registry.base.resolve(given) if given else registry.base.find(root, None)
-    if found is None:
-        raise NotFound(
-            f"the base of this merge, {root}, is not among the registered ones",
-            remedy="name it with --base DIR, or register it: adapterhub base add DIR",
-        )
-    if (other := found.weights_root(registry.cache)) != root:
-        raise BaseMismatch(
-            f"{found.path} is not the base of this merge: its weights_root is {other}, that of "
-            f"the report {root}",
-            remedy="give the base that was merged, unchanged",
-        )
-    return found
-
-
-def _sources_of(
-    report: Mapping[str, Any],
-    registry: Registry,
-    given: Sequence[str | Path],
-    allow_pickle: bool,
-) -> list[Source]:
-    entries = report["adapters"]
-    if given and len(given) != len(entries):
-        raise InvalidOption(
-            f"{len(given)} adapters were given, the merge had {len(entries)}",
-            remedy="name all of them, in the order of the merge",
-        )
-    specs: list[str | Path | None] = [*given] or [None] * len(entries)
-    return [
-        _source_again(registry, entry, spec, allow_pickle)
-        for entry, spec in zip(entries, specs, strict=True)
-    ]
-
-
-def _source_again(
-    registry: Registry, entry: Mapping[str, Any], spec: str | Path | None, allow_pickle: bool
-) -> Source:
-    root = entry["adapter_root"]
-    if spec is None and entry["digest"] is None:
-        raise NotFound(
-            f"the merge took an adapter from a path, which the report does not keep ({root})",
-            remedy="name it with --adapter PATH; with several, all of them in their order",
-        )
-    if spec is None:
-        return source_of(registry.load_version(entry["digest"]), entry["weight"])
-    loaded = registry.load(spec, allow_pickle=allow_pickle)
-    source = source_of(loaded, entry["weight"])
-    if (other := source.adapter_root or adapter_root(source.adapter)) != root:
-        raise BaseMismatch(
-            f"{loaded.name} is not the adapter of this merge: its root is {other}, that of the "
-            f"report {root}",
-            remedy="give the adapter that was merged, unchanged",
-        )
-    return source
 
 
 def _holds_manifest(path: Path) -> bool:
@@ -297,27 +225,20 @@ def _base_name(loaded: Loaded) -> str | None:
 
 
 def serve(
+    options: ServeOptions | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    public_read: bool = False,
-    url: str = "",
-    behind_proxy: bool = False,
-    log_level: str = "info",
     on_start: Callable[[str], None] | None = None,
     registry: Registry | None = None,
 ) -> None:
     """A hub over the registry's home, for Hugging Face clients; returns when it is stopped.
 
-    `on_start` is given its address. On loopback, requests without a token read public
-    repositories; elsewhere only with `public_read`, and a token must exist. `url` is how clients
-    reach it where that is not what their requests say. Raises MissingExtra, InvalidOption.
+    `options`: an `adapterhub.hub.server.serving.Options`. `on_start` is given the address. Raises
+    MissingExtra, InvalidOption for an address that cannot be had or that has no token yet.
     """
     from adapterhub.hub.server import serving
 
-    options = serving.Options(host, port, public_read, url, behind_proxy, log_level)
     with _registry(registry) as reg:
-        serving.serve(reg, options, on_start or (lambda address: None))
+        serving.serve(reg, options or serving.Options(), on_start or (lambda address: None))
 
 
 def methods() -> tuple[Method, ...]:
@@ -361,28 +282,17 @@ def env() -> dict[str, Any]:
     return found
 
 
-def parse_size(text: int | str | None) -> int | None:
-    """Bytes from a number or a text such as "5GB" (10⁹) or "512MiB" (2²⁰). Raises InvalidOption."""
-    if text is None:
-        return None
-    text = str(text)
-    digits = text.strip().rstrip("BKMGTIbkmgti ")
-    unit = text.strip()[len(digits) :].strip().upper()
-    try:
-        value = int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        value = 0
-    if value < 1:
-        raise InvalidOption(f"{text!r} is not a size", remedy="for example 5GB or 512MiB")
-    return value
-
-
 __all__ = [
     "AdapterHubError",
     "Filters",
     "Inspection",
     "MergePlan",
     "MergeReport",
+    "PullPlan",
+    "Pulled",
+    "PushPlan",
+    "PushResult",
+    "Pushed",
     "Registry",
     "env",
     "formats",
@@ -393,6 +303,10 @@ __all__ = [
     "open",
     "parse_size",
     "plan_merge",
+    "plan_push",
+    "pull",
+    "push",
+    "push_all",
     "serve",
     "verify_directory",
 ]

@@ -17,6 +17,8 @@
     ├── AlreadyExists       refuses to overwrite
     ├── OutputError         cannot write: disk full, no permission, directory not empty
     ├── StoreError          the registry's home is unusable
+    ├── RemoteError         a hub refuses, cannot be reached, or may not be asked; has `tries`
+    │   └── RemoteConflict  the repository changed while we worked on it
     └── MissingExtra        an optional dependency is not installed
 
 An error says what, where, got versus expected in `message`, and what to do next in `remedy`.
@@ -114,6 +116,27 @@ class OutputError(AdapterHubError):
 
 
 class StoreError(AdapterHubError):
+    pass
+
+
+class RemoteError(AdapterHubError):
+    """`status` is what the hub answered, if it did; `tries`, how often it was asked."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str = "",
+        details: Sequence[str] = (),
+        status: int | None = None,
+        tries: int = 1,
+    ) -> None:
+        super().__init__(message, remedy=remedy, details=details)
+        self.status = status
+        self.tries = tries
+
+
+class RemoteConflict(RemoteError):
     pass
 
 

@@ -17,6 +17,8 @@ from adapterhub.cli import (
     merging,
     names,
     output,
+    pulling,
+    pushing,
     serving,
     tables,
     tokens,
@@ -66,6 +68,8 @@ def main() -> None:
 
 
 _ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
-_REST = (module.COMMANDS for module in (names, upkeep, bases, merging, serving, tokens, tables))
+_HUB = (pushing, pulling, serving, tokens)
+_MODULES = (names, upkeep, bases, merging, *_HUB, tables)
+_REST = (module.COMMANDS for module in _MODULES)
 for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
     main.add_command(_command)

@@ -284,7 +284,7 @@ def _print_version(found: Mapping[str, Any]) -> None:
             "language": card.get("language"),
             "topics": card.get("topics"),
             "metrics": card.get("metrics"),
-            "added from": (found["origin"] or {}).get("path"),
+            "added from": _origin(found["origin"] or {}),
         },
         title=found["name"],
     )
@@ -292,6 +292,15 @@ def _print_version(found: Mapping[str, Any]) -> None:
     output.print_table(("file", "size", "sha256"), rows, right=("size",))
     if len(found["versions"]) > 1:
         output.print_table(("version", "added", "tags"), _versions(found))
+
+
+def _origin(origin: Mapping[str, Any]) -> str | None:
+    """A path, or a repository of a hub and its commit."""
+    if "hub" not in origin:
+        return origin.get("path")
+    where = f"{origin['hub']}/{origin.get('subfolder', '')}".rstrip("/")
+    at = f" of {origin['endpoint']}" if "endpoint" in origin else ""
+    return f"{where} at {origin.get('commit', '')[:12]}{at}"
 
 
 def _versions(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -42,6 +42,7 @@ def serve(
     speaks plain HTTP: for other machines, put a proxy with TLS before it.
     """
     from adapterhub import api
+    from adapterhub.hub.server.serving import Options
 
     with open_registry() as registry:
 
@@ -51,16 +52,8 @@ def serve(
             else:
                 _greet(address, str(registry.home))
 
-        api.serve(
-            registry=registry,
-            host=host,
-            port=port,
-            public_read=public_read,
-            url=url,
-            behind_proxy=behind_proxy,
-            log_level=log_level,
-            on_start=started,
-        )
+        options = Options(host, port, public_read, url, behind_proxy, log_level)
+        api.serve(options, registry=registry, on_start=started)
 
 
 def _greet(address: str, home: str) -> None:

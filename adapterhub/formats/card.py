@@ -72,8 +72,8 @@ def front_matter(text: str) -> tuple[dict[str, Any], list[Problem]]:
     import yaml
 
     try:
-        if trick := _trick(front):
-            return {}, [Problem("card", f"the front matter of README.md {trick}")]
+        if why := trick(front):
+            return {}, [Problem("card", f"the front matter of README.md {why}")]
         value = yaml.safe_load(front)
     except Exception as error:  # a tag like !!int fails in as many ways as Python does
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -83,7 +83,7 @@ def front_matter(text: str) -> tuple[dict[str, Any], list[Problem]]:
     return (value, []) if isinstance(value, dict) else ({}, [])
 
 
-def _trick(front: str) -> str:
+def trick(front: str) -> str:
     """What makes a small text cost much, and no card needs: aliases, depth, many small parts."""
     import yaml
 

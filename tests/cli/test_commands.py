@@ -42,7 +42,7 @@ def test_the_commands_of_this_version() -> None:
         *("inspect", "add", "list", "search", "show", "path", "export", "diff"),
         *("edit", "mv", "rm", "tag", "untag", "history", "rollback"),
         *("verify", "gc", "reindex", "env", "merge", "methods", "formats"),
-        *("serve", "token create", "token list", "token revoke"),
+        *("push", "pull", "serve", "token create", "token list", "token revoke"),
         *("base add", "base list", "base show", "base rm", "base identify"),
     }
 

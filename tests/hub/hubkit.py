@@ -72,8 +72,8 @@ def serving(home: Path, *options: str) -> Iterator[Hub]:
         encoding="utf-8",
     )
     hub = Hub(home, "", process)
-    collector = threading.Thread(target=_collect, args=(hub,), daemon=True)
-    collector.start()
+    reader = threading.Thread(target=_collect, args=(hub,), daemon=True)
+    reader.start()
     try:
         _await_start(hub)
         yield hub
@@ -83,14 +83,15 @@ def serving(home: Path, *options: str) -> Iterator[Hub]:
     finally:
         process.kill()
         process.wait()
-        collector.join(5)
+        reader.join(10)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _collect(hub: Hub) -> None:
     assert hub.process.stdout is not None
-    with hub.process.stdout as stream:
-        for line in stream:
-            hub.log.append(line)
+    for line in hub.process.stdout:
+        hub.log.append(line)
 
 
 def _await_start(hub: Hub) -> None:

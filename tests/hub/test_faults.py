@@ -112,10 +112,11 @@ def test_a_connection_cut_within_a_push(
 def test_a_commit_whose_answer_was_lost_is_made_once(writer: Wire, repo: str) -> None:
     lines = (wire.header("once", parentCommit=writer.head(repo)), wire.regular("a", b"a"))
     body = wire.ndjson(*lines)
-    writer.cut("POST", f"/api/models/{repo}/commit/main", body, len(body))
-    end = time.monotonic() + 10
-    while writer.file(repo, "a").status != 200 and time.monotonic() < end:
-        time.sleep(0.05)
+    with writer.unanswered("POST", f"/api/models/{repo}/commit/main", body):
+        end = time.monotonic() + 10
+        while writer.file(repo, "a").status != 200:
+            assert time.monotonic() < end
+            time.sleep(0.05)
     again = writer.commit(repo, *lines)
     assert again.status == 200 and again.json["commitOid"] == writer.head(repo)
     log = writer.ask("GET", f"/api/models/{repo}/commits/main").json
@@ -145,8 +146,6 @@ def test_a_content_length_that_lies(hub: hubkit.Hub, writer: Wire, repo: str) ->
     public = Wire(writer.url)
     assert public.ask("PUT", href, BIG, {"Content-Length": str(len(BIG) - 9)}).status in (400, 422)
     public.cut("PUT", href, BIG + b"more", len(BIG))
-    huge = {"Content-Length": str(10**15)}
-    assert public.ask("PUT", href, b"", huge).status in (400, 413, 422)
     assert public.ask("PUT", href, b"", {"Content-Length": "-1"}).status == 400
     assert left_behind(hub) == []
     push(writer, repo, BIG)

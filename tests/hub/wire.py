@@ -7,7 +7,8 @@ import hashlib
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,12 +67,21 @@ class Wire:
 
     def cut(self, method: str, path: str, body: bytes, keep: int) -> None:
         """Says that all of `body` comes, sends `keep` bytes of it, and hangs up."""
+        with self.unanswered(method, path, body, keep):
+            pass
+
+    @contextmanager
+    def unanswered(
+        self, method: str, path: str, body: bytes, keep: int | None = None
+    ) -> Iterator[None]:
+        """As `cut`, and hangs up at the end of the block; `keep` absent: after all of `body`."""
         parts = urlsplit(self.url)
         lines = [f"{method} {self._target(path)} HTTP/1.1", f"Host: {parts.netloc}"]
         lines += [f"{name}: {value}" for name, value in self._signed().items()]
         lines += [f"Content-Length: {len(body)}", "", ""]
         with socket.create_connection((parts.hostname, parts.port), timeout=60) as raw:
             raw.sendall("\r\n".join(lines).encode() + body[:keep])
+            yield
 
     def _target(self, path: str) -> str:
         parts = urlsplit(self.url)

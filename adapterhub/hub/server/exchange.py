@@ -13,7 +13,7 @@ from adapterhub.hub.server import logs
 from adapterhub.hub.server.metrics import Metrics
 
 DRAIN_BYTES = 32 * 1024 * 1024
-DRAIN_SECONDS = 10.0
+DRAIN_SECONDS, IDLE_SECONDS = 10.0, 1.0
 
 
 class Exchange:
@@ -51,14 +51,15 @@ class Exchange:
         """
         if self._whole_request or not self._has_body():
             return
-        until = self.received + DRAIN_BYTES
-        try:
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while not self._whole_request and self.received < until:
-                    if (await self.receive())["type"] == "http.disconnect":
-                        return
-        except TimeoutError:
-            return
+        until, end = self.received + DRAIN_BYTES, time.monotonic() + DRAIN_SECONDS
+        while not self._whole_request and self.received < until and time.monotonic() < end:
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    message = await self.receive()
+            except TimeoutError:
+                return
+            if message["type"] == "http.disconnect":
+                return
 
     def _has_body(self) -> bool:
         """Whether one is on its way: who sends `Expect` waits for us to ask for it."""

@@ -9,9 +9,7 @@ from starlette.responses import Response
 from adapterhub.hub.server import cards, replies
 from adapterhub.hub.server.call import JSON_LIMIT, Call
 from adapterhub.hub.server.routing import Route
-from adapterhub.hub.state.model import Caller, Token
-
-EVERY = "*"
+from adapterhub.hub.state.model import ALL, Caller, Token
 
 
 def own_namespace(caller: Caller) -> str:
@@ -19,7 +17,7 @@ def own_namespace(caller: Caller) -> str:
     token, or where it has all or several, one of their own name.
     """
     namespaces = caller.token.namespaces if caller.token else ()
-    return namespaces[0] if len(namespaces) == 1 and namespaces[0] != EVERY else caller.name
+    return namespaces[0] if len(namespaces) == 1 and namespaces[0] != ALL else caller.name
 
 
 async def whoami(call: Call) -> Response:
@@ -30,7 +28,7 @@ async def whoami(call: Call) -> Response:
 def _who(caller: Caller, token: Token) -> dict[str, Any]:
     """`hf auth whoami` reads `orgs` unguarded: the namespaces beside one's own."""
     name = own_namespace(caller)
-    orgs = [each for each in token.namespaces if each not in (EVERY, name)]
+    orgs = [each for each in token.namespaces if each not in (ALL, name)]
     return {
         "type": "user",
         "id": token.id,

@@ -13,7 +13,8 @@ from adapterhub.hub.server import infos, replies
 from adapterhub.hub.server.call import Call
 from adapterhub.hub.server.routing import Route
 from adapterhub.hub.state.errors import InvalidRequest
-from adapterhub.hub.state.model import Caller
+from adapterhub.hub.state.model import ALL, Caller
+from adapterhub.hub.state.names import KINDS
 from adapterhub.hub.state.repositories import Repository
 
 _LIMIT = 1000
@@ -112,4 +113,47 @@ def _after(cursor: str) -> tuple[int, int] | None:
         raise InvalidRequest("the cursor is damaged", remedy="list from the start") from error
 
 
-ROUTES = (Route("GET", "/api/{kind}", models),)
+async def own(call: Call) -> Response:
+    """Of all kinds, what is in the namespaces of the caller's token, or in the one asked for."""
+    caller = await call.signed_in("a list of one's own repositories")
+    found = await call.thread(_own, call, caller)
+    total = sum(each.stored for each in found) or 1
+    return replies.as_json([_stored(each, total) for each in found])
+
+
+def _own(call: Call, caller: Caller) -> list[Repository]:
+    namespaces = caller.token.namespaces if caller.token else ()
+    found: list[Repository] = []
+    for kind in KINDS:
+        after: tuple[int, int] | None = None
+        while True:
+            page = call.hub.access.list(
+                caller,
+                kind=kind,
+                namespace=call.params.get("namespace"),
+                limit=_LIMIT,
+                after=after,
+            )
+            found += [r for r in page if ALL in namespaces or r.id.namespace in namespaces]
+            if len(page) < _LIMIT:
+                break
+            after = (page[-1].updated, page[-1].key)
+    return found
+
+
+def _stored(repository: Repository, total: int) -> dict[str, Any]:
+    return {
+        "id": str(repository.id),
+        "type": repository.id.kind,
+        "updatedAt": replies.stamp(repository.updated),
+        "visibility": "private" if repository.private else "public",
+        "storage": repository.stored,
+        "storagePercent": 100 * repository.stored / total,
+    }
+
+
+ROUTES = (
+    Route("GET", "/api/{kind}", models),
+    Route("GET", "/api/settings/repositories", own),
+    Route("GET", "/api/organizations/{namespace}/settings/repositories", own),
+)

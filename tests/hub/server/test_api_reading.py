@@ -317,3 +317,17 @@ def test_private_ones_are_listed_to_members_only(several: Served, client: Client
 )
 def test_queries_that_are_refused(served: Served, query: str) -> None:
     assert served.wire().ask("GET", f"/api/models?{query}").status == 400
+
+
+def test_one_s_own_repositories(several: Served, client: Client) -> None:
+    client().create_repo("list/data", repo_type="dataset")
+    found = {each.id: each for each in client("read", "list").list_user_repos()}
+    assert set(found) == {"list/data", *(f"list/Item-{n:02}" for n in range(25))}
+    assert (found["list/data"].type, found["list/data"].visibility) == ("dataset", "private")
+    assert sum(each.storage_percent for each in found.values()) == pytest.approx(100)
+    assert list(client("read", "other").list_user_repos(namespace="list")) == []
+    ids = [each.id for each in client("read", "list", "other").list_user_repos(namespace="list")]
+    assert len(ids) == 26
+    with pytest.raises(HfHubHTTPError) as said:
+        list(client(None).list_user_repos())
+    assert said.value.response.status_code == 401
