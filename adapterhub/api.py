@@ -10,8 +10,7 @@ model = ah.load_model("nli-graph")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from adapterhub.merging import repeat as repeat_plan
 from adapterhub.merging import run as run_plan
 from adapterhub.merging.sizes import parse_size
 from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
+from adapterhub.registry.opening import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,20 +53,11 @@ def open(
     return Registry(path, on_note=on_note)
 
 
-@contextmanager
-def _registry(registry: Registry | None) -> Iterator[Registry]:
-    if registry is not None:
-        yield registry
-        return
-    with Registry() as opened:
-        yield opened
-
-
 def inspect(
     what: str | Path, *, allow_pickle: bool = False, registry: Registry | None = None
 ) -> Inspection:
     """What is this path or ref? Format, method, rank, targets, base, and problems."""
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         return reg.inspect(what, allow_pickle=allow_pickle)
 
 
@@ -88,7 +79,7 @@ def plan_merge(
         force_base=force_base,
         base_is_initialised=base_is_initialised,
     )
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         sources = [_source(reg, spec, allow_pickle) for spec in adapters]
         return plan_of(reg.base.resolve(base), sources, options)
 
@@ -118,7 +109,7 @@ def merge(
 
     Raises BaseMismatch, NotMergeable, OutputError and others, all before `out` exists.
     """
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         plan = plan_merge(
             base,
             adapters,
@@ -172,7 +163,7 @@ def verify_directory(
     if found or not repeat:
         return found
     report = read_report(path)
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         at_hand = inputs.base_again(report, reg, base)
         sources = inputs.sources_again(report, reg, adapters, allow_pickle)
         plan = plan_of(at_hand, sources, options_of(report))
@@ -200,7 +191,7 @@ def load_model(
     The base is the one recorded with the version, found among the registered ones; `base` (a BASE)
     names another place. Raises NotFound if the base is not at hand, BaseMismatch if it is another.
     """
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         loaded = reg.load(ref, allow_pickle=allow_pickle)
         recorded = (loaded.manifest or {}).get("base", {}).get("weights_root")
         found = reg.base.resolve(base) if base else reg.base.find(recorded, _base_name(loaded))
@@ -237,7 +228,7 @@ def serve(
     """
     from adapterhub.hub.server import serving
 
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         serving.serve(reg, options or serving.Options(), on_start or (lambda address: None))
 
 

@@ -106,7 +106,7 @@ def plan(registry: Registry, ref: str, request: Request) -> PushPlan:
     except RemoteError as error:
         made = draft(found, None, request, network.host()).plan
         return replace(made, notes=(*made.notes, f"the hub was not asked: {error.message}"))
-    _check_pull_request(remote, request)
+    _check_target(remote, request)
     return draft(found, remote, request, network.host()).plan
 
 
@@ -124,7 +124,7 @@ def push(
     api = network.client("push")
     found = version(registry, ref)
     remote = _look(api, found, request)
-    _check_pull_request(remote, request)
+    _check_target(remote, request)
     made = draft(found, remote, request, network.host())
     _check(made.plan)
     if on_plan is not None:
@@ -185,12 +185,17 @@ def _look(api: HfApi, found: Version, request: Request) -> Remote:
     return look(api, request.repo, request.revision, [file.path for file in found.files])
 
 
-def _check_pull_request(remote: Remote, request: Request) -> None:
+def _check_target(remote: Remote, request: Request) -> None:
     if request.create_pr and not (remote.exists and remote.has_branch):
         what = f"branch {request.revision} of {request.repo}" if remote.exists else request.repo
         raise NotFound(
             f"there is no {what}, to which a pull request could be made",
             remedy="push without --create-pr first",
+        )
+    if request.revision.startswith("refs/") and not (remote.exists and remote.has_branch):
+        raise NotFound(
+            f"{request.repo} has no {request.revision}, and it cannot be made by a push",
+            remedy="--create-pr opens a pull request; --revision takes a branch",
         )
 
 

@@ -75,13 +75,18 @@ def look(api: HfApi, repo: str, revision: str, paths: Iterable[str]) -> Remote:
     earlier = [entry["path"] for entry in (manifest or {}).get("files", ())]
     if more := [path for path in earlier if path not in entries]:
         entries |= _entries(api, repo, commit, more)
-    text = readme.decode("utf-8-sig", errors="replace") if readme is not None else None
-    if text is not None and "\ufffd" in text:
-        raise RemoteError(
-            f"README.md of {repo} is not UTF-8, and cannot be extended",
-            remedy="save it as UTF-8 on the hub, and push again",
-        )
+    text = _decoded(readme, repo) if readme is not None else None
     return Remote(True, private, has_branch, commit, entries, text, manifest)
+
+
+def _decoded(readme: bytes, repo: str) -> str:
+    try:
+        return readme.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RemoteError(
+            f"README.md of {repo} is not UTF-8 from byte {error.start} on, and cannot be extended",
+            remedy="save it as UTF-8 on the hub, and push again",
+        ) from error
 
 
 def _info(api: HfApi, repo: str, revision: str | None) -> tuple[bool | None, str | None] | None:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from adapterhub.hub.client import pushing
 from adapterhub.hub.client.planning import PushPlan, Request
 from adapterhub.hub.client.pushing import Pushed, PushResult
 from adapterhub.registry import Registry
-
-
-@contextmanager
-def _registry(registry: Registry | None) -> Iterator[Registry]:
-    if registry is not None:
-        yield registry
-        return
-    with Registry() as opened:
-        yield opened
+from adapterhub.registry.opening import opened
 
 
 def plan_push(
@@ -36,7 +27,7 @@ def plan_push(
     Works offline, without knowing what is there. Arguments as those of `push`.
     """
     request = Request(repo, revision, public, message, create_pr)
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         return pushing.plan(reg, ref, request)
 
 
@@ -62,7 +53,7 @@ def push(
     meanwhile, RemoteError, NotFound.
     """
     request = Request(repo, revision, public, message, create_pr)
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         return pushing.push(reg, ref, request, on_plan)
 
 
@@ -87,5 +78,5 @@ def push_all(
         "message": message,
         "create_pr": create_pr,
     }
-    with _registry(registry) as reg:
+    with opened(registry) as reg:
         yield from pushing.push_all(reg, namespace, target, dry_run=dry_run, **options)

@@ -272,6 +272,31 @@ def test_options_that_make_no_sense(registry: Registry) -> None:
         push("a", "me/a", message=" ", registry=registry)
 
 
+def test_a_pull_request_that_is_not_there_is_not_made(
+    hub: MiniHub, registry: Registry, ner: Path
+) -> None:
+    hub.add("me/ner")
+    with pytest.raises(NotFound, match="me/ner has no refs/pr/7, and it cannot be made by a push"):
+        push("team/ner", "me/ner", revision="refs/pr/7", registry=registry)
+    assert hub.wrote() == []
+
+
+@pytest.mark.parametrize(
+    ("readme", "said"),
+    [
+        (b"caf\xe9", "README.md of me/ner is not UTF-8 from byte 3 on"),
+        (b"x" * 1048577, "README.md of me/ner has 1048577 bytes, and at most 1048576 are read"),
+    ],
+)
+def test_a_text_on_the_hub_that_cannot_be_extended_stops_it(
+    hub: MiniHub, registry: Registry, ner: Path, readme: bytes, said: str
+) -> None:
+    repository = hub.add("me/ner", tree={"README.md": readme})
+    with pytest.raises(RemoteError, match=said):
+        push("team/ner", "me/ner", registry=registry)
+    assert repository.tree() == {"README.md": readme}
+
+
 # --- races ------------------------------------------------------------------------------------
 
 

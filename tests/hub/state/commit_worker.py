@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-import hubkit
+import statekit
 
 from adapterhub.hub.state.errors import Stale
 from adapterhub.hub.state.state import Hub
@@ -18,13 +18,13 @@ from adapterhub.store import Store
 
 def main(home: str, name: str, count: int, steps: str) -> None:
     with Store(home) as store, Hub(store) as hub:
-        repository = hub.repositories.get(hubkit.ID)
+        repository = hub.repositories.get(statekit.ID)
         for number in range(count):
             files = {f"{name}/{number}": f"{name} {number}".encode(), "last": name.encode()}
             while True:
                 head = hub.commit_of(repository, "main").id if steps == "parent" else None
                 try:
-                    made = hubkit.commit(
+                    made = statekit.commit(
                         hub, repository, files, title=f"{name} {number}", parent=head
                     )
                 except Stale:

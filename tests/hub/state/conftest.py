@@ -4,8 +4,8 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.hub.state.database import Database
 from adapterhub.hub.state.repositories import Repository
@@ -45,23 +45,23 @@ def store(a_home: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def clock() -> hubkit.Clock:
-    return hubkit.Clock()
+def clock() -> statekit.Clock:
+    return statekit.Clock()
 
 
 @pytest.fixture
-def hub(store: Store, clock: hubkit.Clock) -> Iterator[Hub]:
+def hub(store: Store, clock: statekit.Clock) -> Iterator[Hub]:
     with Hub(store, now=clock) as made:
         yield made
 
 
 @pytest.fixture
 def repository(hub: Hub) -> Repository:
-    return hub.create(hubkit.ID)
+    return hub.create(statekit.ID)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Repository]]:
     """For tests that leave nothing behind that the others could meet."""
     with Store(tmp_path_factory.mktemp("shared") / "home") as store, Hub(store) as hub:
-        yield hub, hub.create(hubkit.ID)
+        yield hub, hub.create(statekit.ID)

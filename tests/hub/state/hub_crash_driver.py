@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-import hubkit
+import statekit
 
 from adapterhub.hub.state.state import Hub
 from adapterhub.store import Store, files
@@ -21,13 +21,13 @@ from adapterhub.store import Store, files
 
 def scenario(hub: Hub, name: str) -> None:
     if name == "create":
-        hub.create(hubkit.other("new/one"))
+        hub.create(statekit.other("new/one"))
         return
-    repository = hub.repositories.get(hubkit.ID)
+    repository = hub.repositories.get(statekit.ID)
     if name == "commit":
-        hubkit.commit(hub, repository, {"a": b"2", "d/new": b"3"}, gone=["b"])
+        statekit.commit(hub, repository, {"a": b"2", "d/new": b"3"}, gone=["b"])
     elif name == "propose":
-        hubkit.commit(hub, repository, {"a": b"2"}, create_pr=True)
+        statekit.commit(hub, repository, {"a": b"2"}, create_pr=True)
     elif name == "merge":
         hub.merge(repository, 1, "ann")
     elif name == "squash":

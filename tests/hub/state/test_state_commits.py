@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.hub.state.errors import (
     EntryNotFound,
@@ -41,10 +41,10 @@ def test_a_repository_begins_with_gitattributes(hub: Hub, repository: Repository
 
 def test_every_revision_stays(hub: Hub, repository: Repository) -> None:
     states: list[dict[str, bytes]] = [{"a": b"1"}, {"a": b"2", "d/b": b"1"}, {"d/b": b"3"}]
-    made = [hubkit.commit(hub, repository, state).commit for state in states[:2]]
-    made.append(hubkit.commit(hub, repository, {"d/b": b"3"}, gone=["a"]).commit)
+    made = [statekit.commit(hub, repository, state).commit for state in states[:2]]
+    made.append(statekit.commit(hub, repository, {"d/b": b"3"}, gone=["a"]).commit)
     for commit, state in zip(made, states, strict=True):
-        assert hubkit.read(hub, repository, commit.id) == state
+        assert statekit.read(hub, repository, commit.id) == state
     assert [each.parent for each in made[1:]] == [each.id for each in made[:-1]]
     log = hub.log(repository, "main")
     assert [each.id for each in log.commits[:3]] == [each.id for each in reversed(made)]
@@ -52,18 +52,18 @@ def test_every_revision_stays(hub: Hub, repository: Repository) -> None:
 
 
 def test_operations_are_carried_out_in_order(hub: Hub, repository: Repository) -> None:
-    hubkit.commit(hub, repository, {"d/a": b"1", "d/e/b": b"2", "c": b"3"})
-    hubkit.commit(
+    statekit.commit(hub, repository, {"d/a": b"1", "d/e/b": b"2", "c": b"3"})
+    statekit.commit(
         hub,
         repository,
         None,
         Copy("d", "copy/of"),
         DeleteFolder("d/"),
-        *hubkit.adds(hub, repository, {"d": b"now a file"}),
+        *statekit.adds(hub, repository, {"d": b"now a file"}),
         Copy("d/a", "still"),  # as the parent has it
         Delete("c"),
     )
-    assert hubkit.read(hub, repository) == {
+    assert statekit.read(hub, repository) == {
         "copy/of/a": b"1",
         "copy/of/e/b": b"2",
         "d": b"now a file",
@@ -72,89 +72,91 @@ def test_operations_are_carried_out_in_order(hub: Hub, repository: Repository) -
 
 
 def test_copies_come_from_any_revision(hub: Hub, repository: Repository) -> None:
-    old = hubkit.commit(hub, repository, {"a": b"1"}).commit.id
-    hubkit.commit(hub, repository, {"a": b"2"})
-    hubkit.commit(hub, repository, None, Copy("a", "b", old))
-    assert hubkit.read(hub, repository) == {"a": b"2", "b": b"1"}
+    old = statekit.commit(hub, repository, {"a": b"1"}).commit.id
+    statekit.commit(hub, repository, {"a": b"2"})
+    statekit.commit(hub, repository, None, Copy("a", "b", old))
+    assert statekit.read(hub, repository) == {"a": b"2", "b": b"1"}
     with pytest.raises(EntryNotFound, match="no file or folder 'gone'"):
-        hubkit.commit(hub, repository, None, Copy("gone", "b"))
+        statekit.commit(hub, repository, None, Copy("gone", "b"))
     with pytest.raises(RevisionNotFound):
-        hubkit.commit(hub, repository, None, Copy("a", "b", "nowhere"))
+        statekit.commit(hub, repository, None, Copy("a", "b", "nowhere"))
 
 
 def test_an_lfs_file_without_size_is_one_that_is_there(hub: Hub, repository: Repository) -> None:
     digest = hub.contents.put_bytes(repository, b"weights").digest
-    hubkit.commit(hub, repository, None, Add("w.bin", digest, lfs=True, size=7))
-    hubkit.commit(hub, repository, None, Add("copy.bin", digest, lfs=True))
+    statekit.commit(hub, repository, None, Add("w.bin", digest, lfs=True, size=7))
+    statekit.commit(hub, repository, None, Add("copy.bin", digest, lfs=True))
     one, two = (hub.file(repository, "main", path).file for path in ("w.bin", "copy.bin"))
     assert one == two and one.lfs and one.sha256 == digest.removeprefix("sha256:")
     unknown = "sha256:" + "0" * 64
     with pytest.raises(InvalidRequest, match=f"{unknown} was not uploaded to ns/name"):
-        hubkit.commit(hub, repository, None, Add("x.bin", unknown, lfs=True))
+        statekit.commit(hub, repository, None, Add("x.bin", unknown, lfs=True))
     with pytest.raises(InvalidRequest, match=r"'w\.bin' has 7 bytes, and the commit says 8"):
-        hubkit.commit(hub, repository, None, Add("w.bin", digest, lfs=True, size=8))
+        statekit.commit(hub, repository, None, Add("w.bin", digest, lfs=True, size=8))
 
 
 def test_what_another_repository_has_is_not_to_be_had_by_its_digest(
     hub: Hub, repository: Repository
 ) -> None:
-    secret = hub.create(hubkit.other("else/where"))
-    hubkit.commit(hub, secret, {"a": b"secret"})
+    secret = hub.create(statekit.other("else/where"))
+    statekit.commit(hub, secret, {"a": b"secret"})
     digest = hub.file(secret, "main", "a").file.digest
     with pytest.raises(InvalidRequest, match="was not uploaded to ns/name"):
-        hubkit.commit(hub, repository, None, Add("a", digest))
+        statekit.commit(hub, repository, None, Add("a", digest))
     hub.contents.share(secret, repository, digest)
-    hubkit.commit(hub, repository, None, Add("a", digest))
-    assert hubkit.read(hub, repository) == {"a": b"secret"}
+    statekit.commit(hub, repository, None, Add("a", digest))
+    assert statekit.read(hub, repository) == {"a": b"secret"}
 
 
 def test_a_stale_parent_is_refused(hub: Hub, repository: Repository) -> None:
     first = hub.commit_of(repository, "main").id
-    second = hubkit.commit(hub, repository, {"a": b"1"}, parent=first).commit.id
+    second = statekit.commit(hub, repository, {"a": b"1"}, parent=first).commit.id
     with pytest.raises(Stale, match=f"main of ns/name is at {second}, not at {first}") as caught:
-        hubkit.commit(hub, repository, {"a": b"2"}, parent=first)
+        statekit.commit(hub, repository, {"a": b"2"}, parent=first)
     assert (caught.value.head, caught.value.status) == (second, 412)
-    assert hubkit.read(hub, repository) == {"a": b"1"}
-    assert hubkit.commit(hub, repository, {"a": b"2"}, parent=second[:5].upper()).commit.depth == 3
+    assert statekit.read(hub, repository) == {"a": b"1"}
+    assert (
+        statekit.commit(hub, repository, {"a": b"2"}, parent=second[:5].upper()).commit.depth == 3
+    )
     with pytest.raises(Stale):
-        hubkit.commit(hub, repository, {"a": b"3"}, parent="0" * 40)
+        statekit.commit(hub, repository, {"a": b"3"}, parent="0" * 40)
     with pytest.raises(InvalidRequest, match="the parent 'main' is not a commit"):
-        hubkit.commit(hub, repository, {"a": b"3"}, parent="main")
+        statekit.commit(hub, repository, {"a": b"3"}, parent="main")
 
 
 def test_a_repeated_request_gives_the_same_commit(hub: Hub, repository: Repository) -> None:
     first = hub.commit_of(repository, "main").id
-    made = hubkit.commit(hub, repository, {"a": b"1", "b": b"1"}, parent=first)
+    made = statekit.commit(hub, repository, {"a": b"1", "b": b"1"}, parent=first)
     assert not made.repeated
-    again = hubkit.commit(hub, repository, {"a": b"1", "b": b"1"}, parent=first)
+    again = statekit.commit(hub, repository, {"a": b"1", "b": b"1"}, parent=first)
     assert again.repeated and again.commit == made.commit
-    without = hubkit.commit(hub, repository, None, gone=["b"])
-    assert hubkit.commit(hub, repository, None, gone=["b"]).commit == without.commit
-    late = hubkit.commit(hub, repository, {"a": b"1", "b": b"1"}, parent=first)
+    without = statekit.commit(hub, repository, None, gone=["b"])
+    assert statekit.commit(hub, repository, None, gone=["b"]).commit == without.commit
+    late = statekit.commit(hub, repository, {"a": b"1", "b": b"1"}, parent=first)
     assert late.repeated and late.commit == made.commit  # the branch has moved on since
-    anew = hubkit.commit(hub, repository, {"a": b"1", "b": b"1"})
+    anew = statekit.commit(hub, repository, {"a": b"1", "b": b"1"})
     assert not anew.repeated and anew.commit.depth == 4
 
 
 def test_a_repeated_request_of_another_branch_is_a_new_one(
-    hub: Hub, repository: Repository, clock: hubkit.Clock
+    hub: Hub, repository: Repository, clock: statekit.Clock
 ) -> None:
     first = hub.commit_of(repository, "main").id
     hub.refs.create_branch(repository, "dev")
-    on_dev = hubkit.commit(hub, repository, {"a": b"1"}, revision="dev", parent=first)
+    on_dev = statekit.commit(hub, repository, {"a": b"1"}, revision="dev", parent=first)
     clock.seconds += 1
-    on_main = hubkit.commit(hub, repository, {"a": b"1"}, parent=first)
+    on_main = statekit.commit(hub, repository, {"a": b"1"}, parent=first)
     assert not on_main.repeated and on_main.commit.id != on_dev.commit.id
     clock.seconds -= 1
     hub.refs.create_branch(repository, "third", first)
-    same = hubkit.commit(hub, repository, {"a": b"1"}, revision="third", parent=first)
+    same = statekit.commit(hub, repository, {"a": b"1"}, revision="third", parent=first)
     assert same.commit == on_dev.commit  # of the same second
 
 
 def test_an_empty_change_makes_a_commit(hub: Hub, repository: Repository) -> None:
-    one = hubkit.commit(hub, repository, {"a": b"1"}).commit
-    two = hubkit.commit(hub, repository, {"a": b"1"}, title="again").commit
-    three = hubkit.commit(hub, repository, title="nothing").commit
+    one = statekit.commit(hub, repository, {"a": b"1"}).commit
+    two = statekit.commit(hub, repository, {"a": b"1"}, title="again").commit
+    three = statekit.commit(hub, repository, title="nothing").commit
     assert (two.parent, three.parent) == (one.id, two.id)
     assert one.tree == two.tree == three.tree
     listing = hub.tree(repository, "main", expand=True)
@@ -162,26 +164,26 @@ def test_an_empty_change_makes_a_commit(hub: Hub, repository: Repository) -> Non
 
 
 def test_all_or_nothing(hub: Hub, repository: Repository) -> None:
-    hubkit.commit(hub, repository, {"a": b"1"})
+    statekit.commit(hub, repository, {"a": b"1"})
     before = hub.commit_of(repository, "main")
     for bad in (Delete("gone"), DeleteFolder("gone"), DeleteFolder("a"), Copy("gone", "b")):
         with pytest.raises(EntryNotFound):
-            hubkit.commit(hub, repository, {"new": b"2"}, bad)
+            statekit.commit(hub, repository, {"new": b"2"}, bad)
     with pytest.raises(InvalidPath, match="'a/b' needs a folder where 'a' is a file"):
-        hubkit.commit(hub, repository, {"new": b"2", "a/b": b"3"})
+        statekit.commit(hub, repository, {"new": b"2", "a/b": b"3"})
     with pytest.raises(InvalidPath, match="'a' and 'A' in the repository are one file"):
-        hubkit.commit(hub, repository, {"A": b"2"})
+        statekit.commit(hub, repository, {"A": b"2"})
     assert hub.commit_of(repository, "main") == before
-    assert hubkit.read(hub, repository) == {"a": b"1"}
+    assert statekit.read(hub, repository) == {"a": b"1"}
 
 
 def test_only_branches_take_commits(hub: Hub, repository: Repository) -> None:
     hub.refs.create_tag(repository, "v1")
     for revision in ("v1", hub.commit_of(repository, "main").id):
         with pytest.raises(InvalidRequest, match="is not a branch and cannot be changed"):
-            hubkit.commit(hub, repository, {"a": b"1"}, revision=revision)
+            statekit.commit(hub, repository, {"a": b"1"}, revision=revision)
     with pytest.raises(RevisionNotFound, match="ns/name has no revision 'dev'"):
-        hubkit.commit(hub, repository, {"a": b"1"}, revision="dev")
+        statekit.commit(hub, repository, {"a": b"1"}, revision="dev")
     hub.repositories.delete(repository)
     with pytest.raises(RevisionNotFound):
         hub.commit(repository, "main", Request((), "late"), "ann")
@@ -207,7 +209,7 @@ def test_a_title_is_plain_text(hub: Hub, repository: Repository, title: str) -> 
 
 
 def test_files_are_found_with_their_commit(hub: Hub, repository: Repository) -> None:
-    made = hubkit.commit(hub, repository, {"d/a": b"1"}).commit
+    made = statekit.commit(hub, repository, {"d/a": b"1"}).commit
     found = hub.file(repository, made.id[:7], "d/a")
     assert (found.commit, found.file.size) == (made, 1)
     assert found.file.oid == "56a6051ca2b02b04ef92d5150c9ef600403cb1de"  # git hash-object
@@ -218,7 +220,7 @@ def test_files_are_found_with_their_commit(hub: Hub, repository: Repository) -> 
 
 
 def test_listings(hub: Hub, repository: Repository) -> None:
-    hubkit.commit(hub, repository, {"d/a": b"1", "d/e/b": b"22", "f": b"3"})
+    statekit.commit(hub, repository, {"d/a": b"1", "d/e/b": b"22", "f": b"3"})
     flat = hub.tree(repository, "main")
     assert [entry.path for entry in flat.entries] == [".gitattributes", "d", "f"]
     folder = flat.entries[1].node
@@ -237,7 +239,7 @@ def test_listings(hub: Hub, repository: Repository) -> None:
 
 
 def test_paths_leave_out_what_is_not_there(hub: Hub, repository: Repository) -> None:
-    hubkit.commit(hub, repository, {"d/a": b"1"})
+    statekit.commit(hub, repository, {"d/a": b"1"})
     asked = ["d/a", "d", "gone", "d/", "d/a/x", "", "\ud800"]
     listing = hub.paths(repository, "main", asked, expand=True)
     assert [entry.path for entry in listing.entries] == ["d/a", "d"]
@@ -245,11 +247,11 @@ def test_paths_leave_out_what_is_not_there(hub: Hub, repository: Repository) -> 
 
 
 def test_the_last_commit_of_each_entry(hub: Hub, repository: Repository) -> None:
-    one = hubkit.commit(hub, repository, {"d/a": b"1", "d/b": b"1", "c": b"1"}).commit
-    two = hubkit.commit(hub, repository, {"d/b": b"2"}).commit
+    one = statekit.commit(hub, repository, {"d/a": b"1", "d/b": b"1", "c": b"1"}).commit
+    two = statekit.commit(hub, repository, {"d/b": b"2"}).commit
     hub.refs.create_branch(repository, "dev", one.id)
-    side = hubkit.commit(hub, repository, {"c": b"2"}, revision="dev").commit
-    three = hubkit.commit(hub, repository, None, gone=["d/b"]).commit
+    side = statekit.commit(hub, repository, {"c": b"2"}, revision="dev").commit
+    three = statekit.commit(hub, repository, None, gone=["d/b"]).commit
 
     def last(revision: str) -> dict[str, Any]:
         listing = hub.tree(repository, revision, recursive=True, expand=True)
@@ -261,7 +263,7 @@ def test_the_last_commit_of_each_entry(hub: Hub, repository: Repository) -> None
 
 
 def test_the_log_comes_in_pages(hub: Hub, repository: Repository) -> None:
-    made = [hubkit.commit(hub, repository, {"a": b"%d" % n}).commit.id for n in range(6)]
+    made = [statekit.commit(hub, repository, {"a": b"%d" % n}).commit.id for n in range(6)]
     found: list[str] = []
     after = None
     while True:
@@ -279,23 +281,23 @@ def test_the_log_comes_in_pages(hub: Hub, repository: Repository) -> None:
 
 
 def test_squash_leaves_one_commit_and_forgets_the_others(
-    hub: Hub, repository: Repository, clock: hubkit.Clock
+    hub: Hub, repository: Repository, clock: statekit.Clock
 ) -> None:
-    old = hubkit.commit(hub, repository, {"a": b"old", "b": b"1"}).commit
-    hubkit.commit(hub, repository, {"a": b"new"})
+    old = statekit.commit(hub, repository, {"a": b"old", "b": b"1"}).commit
+    statekit.commit(hub, repository, {"a": b"new"})
     hub.refs.create_branch(repository, "dev", old.id)
     made = hub.squash(repository, "main", "All of it", "ann")
     assert made == hub.squash(repository, "main", "All of it", "ann")
     assert (made.parent, made.depth, hub.log(repository, "main").total) == (None, 1, 1)
-    assert hubkit.read(hub, repository) == {"a": b"new", "b": b"1"}
-    assert hubkit.read(hub, repository, "dev") == {"a": b"old", "b": b"1"}
+    assert statekit.read(hub, repository) == {"a": b"new", "b": b"1"}
+    assert statekit.read(hub, repository, "dev") == {"a": b"old", "b": b"1"}
     assert {e.last for e in hub.tree(repository, "main", expand=True).entries} == {made}
     hub.refs.delete_branch(repository, "dev")
     clock.seconds += 1
     hub.squash(repository, "main", "Once more", "ann")
     with pytest.raises(RevisionNotFound):
         hub.commit_of(repository, old.id)
-    assert hubkit.read(hub, repository) == {"a": b"new", "b": b"1"}
+    assert statekit.read(hub, repository) == {"a": b"new", "b": b"1"}
     assert hub.contents.used(repository) == sum(
         entry.node.size for entry in hub.tree(repository, "main").entries
     )
@@ -318,18 +320,18 @@ def test_squash_leaves_one_commit_and_forgets_the_others(
 )
 def test_limits_are_named(store: Store, limits: dict[str, int], files: int, said: str) -> None:
     with Hub(store) as hub:
-        repository = hub.create(hubkit.ID)
+        repository = hub.create(statekit.ID)
     with Hub(store, Limits(**limits)) as hub:
         contents = {f"f{n}": b"%05d" % n for n in range(files)}
         with pytest.raises(TooLarge, match=said) as caught:
-            hubkit.commit(hub, repository, contents)
+            statekit.commit(hub, repository, contents)
         assert caught.value.remedy and caught.value.status == 413
-        assert hubkit.read(hub, repository) == {}
+        assert statekit.read(hub, repository) == {}
 
 
 def test_sizes_of_files_and_repositories_are_limited(store: Store) -> None:
     with Hub(store, Limits(file_size=2000, repository_size=4000)) as hub:
-        repository = hub.create(hubkit.ID)
+        repository = hub.create(statekit.ID)
         with pytest.raises(TooLarge, match=r"bytes of sha256:.*: 2001, and this hub takes at most"):
             hub.contents.put_bytes(repository, bytes(2001))
         hub.contents.put_bytes(repository, bytes(1500))
@@ -346,11 +348,11 @@ def test_sizes_of_files_and_repositories_are_limited(store: Store) -> None:
 def test_depth_of_paths_is_limited(hub: Hub, repository: Repository, depth: int) -> None:
     path = "/".join("d" * depth)
     if depth == 32:
-        hubkit.commit(hub, repository, {path: b"1"})
-        assert list(hubkit.read(hub, repository)) == [path]
+        statekit.commit(hub, repository, {path: b"1"})
+        assert list(statekit.read(hub, repository)) == [path]
         return
     with pytest.raises(InvalidPath, match="is 33 folders deep; at most 32 are allowed"):
-        hubkit.commit(hub, repository, {path: b"1"})
-    hubkit.commit(hub, repository, {"/".join("d" * 20): b"1"})
+        statekit.commit(hub, repository, {path: b"1"})
+    statekit.commit(hub, repository, {"/".join("d" * 20): b"1"})
     with pytest.raises(InvalidPath, match="folders deep"):
-        hubkit.commit(hub, repository, None, Copy("d", "/".join("e" * 20)))
+        statekit.commit(hub, repository, None, Copy("d", "/".join("e" * 20)))

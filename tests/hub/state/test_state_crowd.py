@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import hub_crash_driver
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.hub.state.errors import Conflict, Stale
 from adapterhub.hub.state.model import Committed
@@ -39,8 +39,8 @@ def test_a_hundred_commits_to_one_branch(hub: Hub, repository: Repository) -> No
     ready = threading.Barrier(100)
 
     def push(number: int) -> Committed | Stale:
-        request = hubkit.Request(
-            (hubkit.Add(f"f{number}", digests[number]),),
+        request = statekit.Request(
+            (statekit.Add(f"f{number}", digests[number]),),
             f"c{number}",
             parent=start if number % 2 else None,
         )
@@ -57,14 +57,14 @@ def test_a_hundred_commits_to_one_branch(hub: Hub, repository: Repository) -> No
     assert 50 <= len(accepted) <= 51 and len(accepted) + len(stale) == 100
     assert sorted(history(hub, repository)) == sorted([start, *accepted])
     files = {f"f{n}": b"%d" % n for n, each in enumerate(done) if isinstance(each, Committed)}
-    assert hubkit.read(hub, repository) == files
+    assert statekit.read(hub, repository) == files
 
 
 def test_a_request_sent_twice_at_once_is_carried_out_once(hub: Hub, repository: Repository) -> None:
     start = hub.commit_of(repository, "main").id
     with ThreadPoolExecutor(20) as pool:
         jobs = [
-            pool.submit(hubkit.commit, hub, repository, {"a": b"1"}, parent=start)
+            pool.submit(statekit.commit, hub, repository, {"a": b"1"}, parent=start)
             for _ in range(20)
         ]
         done = [job.result() for job in jobs]
@@ -75,7 +75,7 @@ def test_a_request_sent_twice_at_once_is_carried_out_once(hub: Hub, repository: 
 def test_one_of_many_makes_the_repository(hub: Hub) -> None:
     def make(number: int) -> bool:
         try:
-            hub.create(hubkit.other("ns/one" if number % 2 else "NS/One"))
+            hub.create(statekit.other("ns/one" if number % 2 else "NS/One"))
         except Conflict:
             return False
         return True
@@ -98,7 +98,7 @@ def test_processes_share_a_branch(
     assert [worker.returncode for worker in workers] == [0] * 4
     made = {id for words in said for id in words[::2]}
     assert len(made) == 24 and set(history(hub, repository)) > made
-    found = hubkit.read(hub, repository)
+    found = statekit.read(hub, repository)
     del found["last"]
     assert found == {f"w{n}/{k}": f"w{n} {k}".encode() for n in range(4) for k in range(6)}
 
@@ -121,13 +121,13 @@ def test_a_killed_server_keeps_what_it_had_accepted(
         accepted += [id for id, _ in whole]
         ids = history(hub, repository)
         assert set(accepted) <= set(ids)
-        files = hubkit.read(hub, repository)
+        files = statekit.read(hub, repository)
         mine = [path for path in files if path.startswith(f"r{number}/")]
         assert len(whole) <= len(mine) <= len(whole) + 1
         assert all(files[path] == path.replace("/", " ").encode() for path in mine)
     assert hub._database.rows("PRAGMA integrity_check") == [("ok",)]
     assert hub._database.rows("PRAGMA foreign_key_check") == []
-    hubkit.commit(hub, repository, {"after": b"all"})
+    statekit.commit(hub, repository, {"after": b"all"})
 
 
 def seen(home: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def seen(home: Path) -> dict[str, Any]:
         for repository in hub.repositories.list(readable=None):
             refs = {ref.name for ref in hub.refs.list(repository)}
             found[str(repository.id)] = {
-                "files": {name: hubkit.read(hub, repository, name) for name in refs},
+                "files": {name: statekit.read(hub, repository, name) for name in refs},
                 "log": [(c.title, c.depth) for c in hub.log(repository, "main").commits],
                 "pulls": [(p.number, p.status) for p in hub.pulls.list(repository)],
                 "used": hub.contents.used(repository),
@@ -162,10 +162,10 @@ def test_a_kill_before_any_call_leaves_the_old_or_the_new_state(
 ) -> None:
     home = tmp_path / "template"
     with Store(home) as store, Hub(store) as hub:
-        repository = hub.create(hubkit.ID)
-        hubkit.commit(hub, repository, {"a": b"1", "b": b"1"})
-        hubkit.commit(hub, repository, {"p": b"1"}, create_pr=True, title="P")
-        hubkit.commit(hub, repository, {"a": b"1.5"})
+        repository = hub.create(statekit.ID)
+        statekit.commit(hub, repository, {"a": b"1", "b": b"1"})
+        statekit.commit(hub, repository, {"p": b"1"}, create_pr=True, title="P")
+        statekit.commit(hub, repository, {"a": b"1.5"})
     for empty in (home / "manifests" / "sha256").iterdir():
         empty.rmdir()  # 256 of them, to be copied again and again
     old = seen(home)

@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.errors import IntegrityError, OutputError, StoreError
 from adapterhub.hub.state.database import Database
@@ -20,10 +20,10 @@ from adapterhub.store import Store
 
 def test_what_was_written_is_there_again(store: Store) -> None:
     with Hub(store) as hub:
-        repository = hub.create(hubkit.ID)
-        hubkit.commit(hub, repository, {"a": b"1"})
+        repository = hub.create(statekit.ID)
+        statekit.commit(hub, repository, {"a": b"1"})
     with Hub(store) as hub:
-        assert hubkit.read(hub, repository) == {"a": b"1"}
+        assert statekit.read(hub, repository) == {"a": b"1"}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_failed_transaction_leaves_nothing(hub: Hub, repository: Repository) -
 def test_a_snapshot_is_of_one_moment(hub: Hub, repository: Repository) -> None:
     with hub._database.snapshot():
         before = hub.refs.list(repository)
-        thread = threading.Thread(target=lambda: hubkit.commit(hub, repository, {"a": b"1"}))
+        thread = threading.Thread(target=lambda: statekit.commit(hub, repository, {"a": b"1"}))
         thread.start()
         thread.join()
         assert hub.refs.list(repository) == before
@@ -83,7 +83,7 @@ def test_a_snapshot_is_of_one_moment(hub: Hub, repository: Repository) -> None:
 
 def test_connections_of_ended_threads_are_closed(hub: Hub, repository: Repository) -> None:
     for _ in range(20):
-        thread = threading.Thread(target=lambda: hub.repositories.get(hubkit.ID))
+        thread = threading.Thread(target=lambda: hub.repositories.get(statekit.ID))
         thread.start()
         thread.join()
     assert len(hub._database._kept) <= 3
@@ -93,10 +93,10 @@ def test_a_full_database_is_named(hub: Hub, repository: Repository) -> None:
     pages = hub._database.rows("PRAGMA page_count")[0][0]
     hub._database.rows(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(OutputError, match="disk full while writing"):
-        hubkit.commit(hub, repository, {f"{n:0200}": b"1" for n in range(300)})
+        statekit.commit(hub, repository, {f"{n:0200}": b"1" for n in range(300)})
     hub._database.rows("PRAGMA max_page_count = 1000000")
-    assert hubkit.read(hub, repository) == {}
-    hubkit.commit(hub, repository, {"a": b"1"})
+    assert statekit.read(hub, repository) == {}
+    statekit.commit(hub, repository, {"a": b"1"})
 
 
 def test_many_processes_make_it_at_once(tmp_path: Path) -> None:

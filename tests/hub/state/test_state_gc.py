@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.errors import IntegrityError
 from adapterhub.hub.state.contents import WEEK
@@ -43,9 +43,9 @@ def count(store: Store) -> int:
 @pytest.mark.parametrize("is_open", [True, False])
 def test_what_commits_need_stays(store: Store, is_open: bool) -> None:
     hub = Hub(store)
-    repository = hub.create(hubkit.ID)
-    hubkit.commit(hub, repository, {"a": b"old"})
-    hubkit.commit(hub, repository, {"a": b"new"})
+    repository = hub.create(statekit.ID)
+    statekit.commit(hub, repository, {"a": b"old"})
+    statekit.commit(hub, repository, {"a": b"new"})
     waiting = hub.contents.put_bytes(repository, b"in no commit yet").digest
     orphan, _ = store.put_blob_bytes(b"orphan")
     if not is_open:
@@ -56,40 +56,40 @@ def test_what_commits_need_stays(store: Store, is_open: bool) -> None:
     assert not store.has_blob(orphan) and store.has_blob(waiting)
     hub.close()
     with Hub(store) as hub:
-        assert hubkit.read(hub, repository) == {"a": b"new"}
+        assert statekit.read(hub, repository) == {"a": b"new"}
         first = hub.log(repository, "main").commits[1]
-        assert hubkit.read(hub, repository, first.id) == {"a": b"old"}
+        assert statekit.read(hub, repository, first.id) == {"a": b"old"}
 
 
 def test_what_was_delivered_and_left_alone_goes_after_a_week(store: Store) -> None:
     with Hub(store, now=lambda: time.time() - WEEK - 5) as hub:
-        repository = hub.create(hubkit.ID)
+        repository = hub.create(statekit.ID)
         digest = hub.contents.put_bytes(repository, b"left alone").digest
-        hubkit.commit(hub, repository, {"a": b"1"})
+        statekit.commit(hub, repository, {"a": b"1"})
         assert collect(store).blobs == 1
         assert not store.has_blob(digest) and hub.contents.find(repository, digest) is None
-        assert hubkit.read(hub, repository) == {"a": b"1"}
+        assert statekit.read(hub, repository) == {"a": b"1"}
 
 
 def test_a_deleted_repository_frees_what_only_it_had(store: Store) -> None:
     with Hub(store) as hub:
-        gone, other = hub.create(hubkit.ID), hub.create(hubkit.other("a/b"))
-        hubkit.commit(hub, gone, {"a": b"shared", "b": b"alone"})
-        hubkit.commit(hub, other, {"a": b"shared"})
+        gone, other = hub.create(statekit.ID), hub.create(statekit.other("a/b"))
+        statekit.commit(hub, gone, {"a": b"shared", "b": b"alone"})
+        statekit.commit(hub, other, {"a": b"shared"})
         hub.repositories.delete(gone)
         assert store.gc(grace_seconds=5000).blobs == 0  # the usual grace
         assert collect(store).blobs == 1
-        assert hubkit.read(hub, other) == {"a": b"shared"}
+        assert statekit.read(hub, other) == {"a": b"shared"}
 
 
 def test_a_squash_frees_the_past_a_week_later(store: Store) -> None:
     with Hub(store, now=lambda: time.time() - WEEK - 5) as hub:
-        repository = hub.create(hubkit.ID)
-        hubkit.commit(hub, repository, {"a": b"old", "b": b"kept"})
-        hubkit.commit(hub, repository, {"a": b"new"})
+        repository = hub.create(statekit.ID)
+        statekit.commit(hub, repository, {"a": b"old", "b": b"kept"})
+        statekit.commit(hub, repository, {"a": b"new"})
         hub.squash(repository, "main", "all", "ann")
         assert collect(store).blobs == 1
-        assert hubkit.read(hub, repository) == {"a": b"new", "b": b"kept"}
+        assert statekit.read(hub, repository) == {"a": b"new", "b": b"kept"}
 
 
 def test_without_a_hub_nothing_changes(store: Store) -> None:
@@ -137,7 +137,7 @@ def _directory(path: Path) -> None:
 def test_a_hub_that_cannot_be_read_stops_it(store: Store, spoil: object, dry_run: bool) -> None:
     assert callable(spoil)
     with Hub(store) as hub:
-        hubkit.commit(hub, hub.create(hubkit.ID), {"a": b"1"})
+        statekit.commit(hub, hub.create(statekit.ID), {"a": b"1"})
     store.put_blob_bytes(b"orphan")
     age(store)
     spoil(store.home / "hub.db")
@@ -161,14 +161,14 @@ def test_collecting_while_others_commit(store: Store) -> None:
     import threading
 
     with Hub(store) as hub:
-        repository = hub.create(hubkit.ID)
+        repository = hub.create(statekit.ID)
         enough = threading.Event()
         done: list[int] = []
 
         def work() -> None:
             while not enough.is_set():
                 number = len(done)
-                hubkit.commit(hub, repository, {f"f{number}": b"%d" % number})
+                statekit.commit(hub, repository, {f"f{number}": b"%d" % number})
                 done.append(number)
 
         thread = threading.Thread(target=work)
@@ -178,4 +178,4 @@ def test_collecting_while_others_commit(store: Store) -> None:
         enough.set()
         thread.join()
         store.gc(grace_seconds=0)
-        assert hubkit.read(hub, repository) == {f"f{n}": b"%d" % n for n in done}
+        assert statekit.read(hub, repository) == {f"f{n}": b"%d" % n for n in done}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hubkit
 import pytest
+import statekit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,13 +112,13 @@ def test_paths_that_are_refused(shared: tuple[Hub, Repository], path: str) -> No
     assert caught.value.status == 400
     assert caught.value.message.isprintable() and len(caught.value.message) < 600
     with pytest.raises(InvalidPath):
-        hubkit.commit(hub, repository, {path: b"1"})
+        statekit.commit(hub, repository, {path: b"1"})
     digest = "sha256:" + "0" * 64
     for operation in (Add(path, digest), Copy("a", path), Copy(path, "a"), DeleteFolder(path)):
         if isinstance(operation, DeleteFolder) and path == "a/":
             continue
         with pytest.raises(InvalidPath):
-            hubkit.commit(hub, repository, None, operation)
+            statekit.commit(hub, repository, None, operation)
 
 
 def test_paths_that_are_fine() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.errors import NotFound
 from adapterhub.hub.state.errors import Conflict, InvalidRequest, RevisionNotFound, Stale
@@ -13,29 +13,29 @@ from adapterhub.hub.state.state import Hub
 
 
 def test_a_draft_takes_commits_and_is_merged_as_one(hub: Hub, repository: Repository) -> None:
-    base = hubkit.commit(hub, repository, {"a": b"1", "d/b": b"1"}).commit
+    base = statekit.commit(hub, repository, {"a": b"1", "d/b": b"1"}).commit
     pull = hub.open_pull(repository, "Mine", "look", "bob")
     assert (pull.number, pull.status, pull.base, pull.head) == (1, "draft", base.id, base.id)
-    one = hubkit.commit(hub, repository, {"a": b"2"}, revision="refs/pr/1", title="One")
-    two = hubkit.commit(
+    one = statekit.commit(hub, repository, {"a": b"2"}, revision="refs/pr/1", title="One")
+    two = statekit.commit(
         hub, repository, {"new": b"3"}, DeleteFolder("d"), revision=pull.ref, title="Two"
     )
     assert (one.pull, one.ref, two.pull) == (1, "refs/pr/1", 1)
-    assert hubkit.read(hub, repository) == {"a": b"1", "d/b": b"1"}
-    onto = hubkit.commit(hub, repository, {"other": b"4"}, title="meanwhile").commit
+    assert statekit.read(hub, repository) == {"a": b"1", "d/b": b"1"}
+    onto = statekit.commit(hub, repository, {"other": b"4"}, title="meanwhile").commit
     assert hub.pulls.set_status(repository, 1, "open").status == "open"
     assert hub.pulls.conflicts(repository, 1) == ()
     made = hub.merge(repository, 1, "ann")
     assert (made.parent, made.title, made.author) == (onto.id, "Mine (#1)", "ann")
     assert made.message == f"- One ({one.commit.id})\n- Two ({two.commit.id})"
-    assert hubkit.read(hub, repository) == {"a": b"2", "new": b"3", "other": b"4"}
+    assert statekit.read(hub, repository) == {"a": b"2", "new": b"3", "other": b"4"}
     assert hub.merge(repository, 1, "ann") == made  # asked again
     pull = hub.pulls.get(repository, 1)
     assert (pull.status, pull.merged, pull.head) == ("merged", made.id, two.commit.id)
     assert hub.log(repository, "main").total == 4
     for refused in (
         lambda: hub.pulls.set_status(repository, 1, "open"),
-        lambda: hubkit.commit(hub, repository, {"x": b""}, revision="refs/pr/1", title="late"),
+        lambda: statekit.commit(hub, repository, {"x": b""}, revision="refs/pr/1", title="late"),
     ):
         with pytest.raises(InvalidRequest, match="pull request 1 of ns/name is merged"):
             refused()
@@ -43,22 +43,22 @@ def test_a_draft_takes_commits_and_is_merged_as_one(hub: Hub, repository: Reposi
 
 def test_a_commit_may_bring_its_pull_request(hub: Hub, repository: Repository) -> None:
     first = hub.commit_of(repository, "main").id
-    second = hubkit.commit(hub, repository, {"a": b"1"}).commit.id
-    made = hubkit.commit(hub, repository, {"a": b"2"}, title="Mine", create_pr=True)
-    again = hubkit.commit(hub, repository, {"a": b"2"}, title="Mine", create_pr=True)
+    second = statekit.commit(hub, repository, {"a": b"1"}).commit.id
+    made = statekit.commit(hub, repository, {"a": b"2"}, title="Mine", create_pr=True)
+    again = statekit.commit(hub, repository, {"a": b"2"}, title="Mine", create_pr=True)
     assert again.repeated and (again.commit, again.pull) == (made.commit, 1)
     pull = hub.pulls.get(repository, 1)
     assert (pull.title, pull.status, pull.base, pull.author) == ("Mine", "open", second, "ann")
-    old = hubkit.commit(hub, repository, {"b": b"1"}, create_pr=True, parent=first)
+    old = statekit.commit(hub, repository, {"b": b"1"}, create_pr=True, parent=first)
     assert hub.pulls.get(repository, 2).base == old.commit.parent == first
-    assert hubkit.read(hub, repository) == {"a": b"1"}
+    assert statekit.read(hub, repository) == {"a": b"1"}
     with pytest.raises(Stale, match="is no commit of that branch"):
-        hubkit.commit(hub, repository, {"b": b"1"}, create_pr=True, parent=made.commit.id)
+        statekit.commit(hub, repository, {"b": b"1"}, create_pr=True, parent=made.commit.id)
     with pytest.raises(InvalidRequest, match="a pull request is for a branch, not for refs/pr/1"):
-        hubkit.commit(hub, repository, {"b": b"1"}, create_pr=True, revision="refs/pr/1")
+        statekit.commit(hub, repository, {"b": b"1"}, create_pr=True, revision="refs/pr/1")
     assert hub.pulls.count(repository) == 2
     hub.merge(repository, 2, "ann")
-    assert hubkit.read(hub, repository) == {"a": b"1", "b": b"1"}
+    assert statekit.read(hub, repository) == {"a": b"1", "b": b"1"}
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_both_sides_are_kept_or_the_clash_is_named(
     what: tuple[str, ...],
 ) -> None:
     start = {"a": b"1", "b": b"1"}
-    hubkit.commit(hub, repository, start)
+    statekit.commit(hub, repository, start)
     pull = hub.open_pull(repository, "Mine", "", "bob")
     for revision, side in ((pull.ref, mine), ("main", theirs)):
         files = {path: data for path, data in side.items() if data is not None}
         gone = [path for path, data in side.items() if data is None]
-        hubkit.commit(hub, repository, files, gone=gone, revision=revision)
+        statekit.commit(hub, repository, files, gone=gone, revision=revision)
     before = hub.commit_of(repository, "main")
     found = hub.pulls.conflicts(repository, 1)
     assert len(found) == len(what)
@@ -101,7 +101,7 @@ def test_both_sides_are_kept_or_the_clash_is_named(
         return
     hub.merge(repository, 1, "ann")
     expected = {path: data for path, data in (start | theirs | mine).items() if data is not None}
-    assert hubkit.read(hub, repository) == expected
+    assert statekit.read(hub, repository) == expected
 
 
 def test_lists_and_changes(hub: Hub, repository: Repository) -> None:
@@ -132,9 +132,9 @@ def test_lists_and_changes(hub: Hub, repository: Repository) -> None:
 
 
 def test_a_pull_request_outlives_a_squash_of_its_target(hub: Hub, repository: Repository) -> None:
-    hubkit.commit(hub, repository, {"a": b"1"})
-    hubkit.commit(hub, repository, {"b": b"1"}, create_pr=True)
+    statekit.commit(hub, repository, {"a": b"1"})
+    statekit.commit(hub, repository, {"b": b"1"}, create_pr=True)
     hub.squash(repository, "main", "all", "ann")
     hub.merge(repository, 1, "ann")
-    assert hubkit.read(hub, repository) == {"a": b"1", "b": b"1"}
+    assert statekit.read(hub, repository) == {"a": b"1", "b": b"1"}
     assert [each.title for each in hub.log(repository, "main").commits] == ["change (#1)", "all"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.hub.state.errors import (
     Conflict,
@@ -19,7 +19,7 @@ from adapterhub.store import Store
 
 def test_a_revision_is_a_name_or_a_commit(hub: Hub, repository: Repository) -> None:
     first = hub.commit_of(repository, "main").id
-    second = hubkit.commit(hub, repository, {"a": b"1"}).commit.id
+    second = statekit.commit(hub, repository, {"a": b"1"}).commit.id
     hub.refs.create_branch(repository, "dev/x", first)
     hub.refs.create_tag(repository, "v1", first, "the first")
     pull = hub.open_pull(repository, "Mine", "", "ann")
@@ -86,17 +86,17 @@ def test_six_digits_are_too_few_and_two_commits_too_many(
 
     ids = iter(["abcdef01" + "0" * 32, "abcdef02" + "0" * 32])
     monkeypatch.setattr(objects, "commit_oid", lambda *values: next(ids))
-    hubkit.commit(hub, repository, {"a": b"1"})
-    hubkit.commit(hub, repository, {"a": b"2"})
+    statekit.commit(hub, repository, {"a": b"1"})
+    statekit.commit(hub, repository, {"a": b"2"})
     assert hub.commit_of(repository, "abcdef01").depth == 2
     with pytest.raises(RevisionNotFound, match="abcdef0 is the beginning of several commits"):
         hub.commit_of(repository, "abcdef0")
 
 
 def test_another_repositorys_commit_is_not_found(hub: Hub, repository: Repository) -> None:
-    id = hubkit.commit(hub, repository, {"a": b"1"}).commit.id
+    id = statekit.commit(hub, repository, {"a": b"1"}).commit.id
     with pytest.raises(RevisionNotFound):
-        hub.commit_of(hub.create(hubkit.other("else/where")), id)
+        hub.commit_of(hub.create(statekit.other("else/where")), id)
 
 
 def test_branches_and_tags_come_and_go(hub: Hub, repository: Repository) -> None:
@@ -121,12 +121,12 @@ def test_branches_and_tags_come_and_go(hub: Hub, repository: Repository) -> None
 
 
 def test_a_branch_goes_its_own_way(hub: Hub, repository: Repository) -> None:
-    hubkit.commit(hub, repository, {"a": b"1"})
+    statekit.commit(hub, repository, {"a": b"1"})
     hub.refs.create_branch(repository, "dev")
     hub.refs.create_tag(repository, "v1")
-    hubkit.commit(hub, repository, {"a": b"2"}, revision="dev")
-    hubkit.commit(hub, repository, {"a": b"3"}, revision="refs/heads/main")
-    contents = [hubkit.read(hub, repository, each)["a"] for each in ("main", "dev", "v1")]
+    statekit.commit(hub, repository, {"a": b"2"}, revision="dev")
+    statekit.commit(hub, repository, {"a": b"3"}, revision="refs/heads/main")
+    contents = [statekit.read(hub, repository, each)["a"] for each in ("main", "dev", "v1")]
     assert contents == [b"3", b"2", b"1"]
 
 
@@ -182,10 +182,10 @@ def test_names_that_are_fine(shared: tuple[Hub, Repository], name: str) -> None:
 
 def test_their_number_is_limited(store: Store) -> None:
     with Hub(store, Limits(refs=2)) as hub:
-        repository = hub.create(hubkit.ID)
+        repository = hub.create(statekit.ID)
         hub.refs.create_branch(repository, "dev")
         with pytest.raises(TooLarge, match="branches, tags and such in ns/name: 3"):
             hub.refs.create_tag(repository, "v1")
         with pytest.raises(TooLarge):
-            hubkit.commit(hub, repository, {"a": b"1"}, create_pr=True)
+            statekit.commit(hub, repository, {"a": b"1"}, create_pr=True)
         assert hub.pulls.list(repository) == ()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.errors import IntegrityError
 from adapterhub.hub.state.contents import WEEK
@@ -16,53 +16,53 @@ from adapterhub.hub.state.state import Hub
 
 
 def test_made_once(hub: Hub, repository: Repository) -> None:
-    assert hub.repositories.get(hubkit.ID) == repository
+    assert hub.repositories.get(statekit.ID) == repository
     assert (repository.private, repository.gated, repository.info) == (True, "", {})
     for again in ("ns/name", "NS/Name"):
         with pytest.raises(Conflict, match="model ns/name exists already") as caught:
-            hub.create(hubkit.other(again))
+            hub.create(statekit.other(again))
         assert caught.value.status == 409
-    hub.create(hubkit.other("ns/name", "dataset"))
+    hub.create(statekit.other("ns/name", "dataset"))
     with pytest.raises(InvalidRequest, match="gated is 'maybe'"):
-        hub.create(hubkit.other("ns/x"), gated="maybe")
+        hub.create(statekit.other("ns/x"), gated="maybe")
     assert len(hub.repositories.list(readable=None)) == 1
 
 
 @pytest.mark.parametrize("id", ["ns/gone", "ns/Name", "name", "ns"])
 def test_spelling_decides(hub: Hub, repository: Repository, id: str) -> None:
     with pytest.raises(RepoNotFound, match=f"no model {id}") as caught:
-        hub.repositories.get(hubkit.other(id))
+        hub.repositories.get(statekit.other(id))
     assert caught.value.error_code == "RepoNotFound"
 
 
 def test_a_move_takes_everything_along(hub: Hub, repository: Repository) -> None:
-    hubkit.commit(hub, repository, {"a": b"1"})
-    hub.create(hubkit.other("taken/name"))
+    statekit.commit(hub, repository, {"a": b"1"})
+    hub.create(statekit.other("taken/name"))
     for taken in ("taken/name", "Taken/NAME"):
         with pytest.raises(Conflict):
-            hub.repositories.move(repository, hubkit.other(taken))
+            hub.repositories.move(repository, statekit.other(taken))
     with pytest.raises(InvalidRequest, match="is a model and cannot become a dataset"):
         hub.repositories.move(repository, RepoId("dataset", "ns", "name"))
-    moved = hub.repositories.move(repository, hubkit.other("else/Name"))
+    moved = hub.repositories.move(repository, statekit.other("else/Name"))
     assert (moved.key, str(moved.id)) == (repository.key, "else/Name")
-    assert hubkit.read(hub, moved) == hubkit.read(hub, repository) == {"a": b"1"}
-    assert hub.repositories.move(moved, hubkit.other("else/name")).id.name == "name"
+    assert statekit.read(hub, moved) == statekit.read(hub, repository) == {"a": b"1"}
+    assert hub.repositories.move(moved, statekit.other("else/name")).id.name == "name"
     with pytest.raises(RepoNotFound):
-        hub.repositories.get(hubkit.ID)
-    hub.create(hubkit.ID)
+        hub.repositories.get(statekit.ID)
+    hub.create(statekit.ID)
 
 
 def test_deleted_is_gone(hub: Hub, repository: Repository) -> None:
-    hubkit.commit(hub, repository, {"a": b"1"})
+    statekit.commit(hub, repository, {"a": b"1"})
     hub.open_pull(repository, "P", "", "ann")
     hub.refs.create_tag(repository, "v1")
     hub.repositories.mark_indexed(repository, "0" * 40, labels=["peft"])
     hub.repositories.delete(repository)
     for late in (
-        lambda: hub.repositories.get(hubkit.ID),
+        lambda: hub.repositories.get(statekit.ID),
         lambda: hub.repositories.delete(repository),
         lambda: hub.repositories.configure(repository, private=False),
-        lambda: hub.repositories.move(repository, hubkit.other("a/b")),
+        lambda: hub.repositories.move(repository, statekit.other("a/b")),
         lambda: hub.contents.put_bytes(repository, b"late"),
         lambda: hub.contents.check_room(repository, 1),
     ):
@@ -76,8 +76,8 @@ def test_deleted_is_gone(hub: Hub, repository: Repository) -> None:
         if not name.startswith("sqlite_")
     }
     assert set(counts.values()) == {0} and len(counts) == 9
-    anew = hub.create(hubkit.ID)
-    assert anew.key != repository.key and hubkit.read(hub, anew) == {}
+    anew = hub.create(statekit.ID)
+    assert anew.key != repository.key and statekit.read(hub, anew) == {}
 
 
 def test_configure(hub: Hub, repository: Repository) -> None:
@@ -89,12 +89,12 @@ def test_configure(hub: Hub, repository: Repository) -> None:
     assert hub.repositories.again(repository) == now
 
 
-def test_lists(hub: Hub, clock: hubkit.Clock) -> None:
+def test_lists(hub: Hub, clock: statekit.Clock) -> None:
     made = []
     for number, id in enumerate(["a/one", "b/two", "A_/three", "four", "b/Five"]):
-        made.append(hub.create(hubkit.other(id), private=number % 2 == 1))
+        made.append(hub.create(statekit.other(id), private=number % 2 == 1))
         clock.seconds += 1
-    hub.create(hubkit.other("a/data", "dataset"), private=False)
+    hub.create(statekit.other("a/data", "dataset"), private=False)
 
     def ids(**words: object) -> list[str]:
         return [str(r.id) for r in hub.repositories.list(**words)]  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def test_lists(hub: Hub, clock: hubkit.Clock) -> None:
     assert ids(namespace="B", readable=None) == []
     assert ids(search="fIvE") == ["b/Five"] and ids(search="b/f") == ["b/Five"]
     assert ids(search="%") == ids(search="_/") == [] or ids(search="_/") == ["A_/three"]
-    hubkit.commit(hub, made[0], {"a": b"1"})
+    statekit.commit(hub, made[0], {"a": b"1"})
     assert ids(readable=None)[0] == "a/one"
     hub.repositories.mark_indexed(made[0], "x", labels=["peft", "lora"], info={"r": 8})
     hub.repositories.mark_indexed(made[4], "x", labels=["peft"])
@@ -126,10 +126,10 @@ def test_lists(hub: Hub, clock: hubkit.Clock) -> None:
 
 def test_what_is_to_be_indexed(hub: Hub, repository: Repository) -> None:
     head = hub.commit_of(repository, "main").id
-    assert [(r.id, commit) for r, commit in hub.repositories.unindexed()] == [(hubkit.ID, head)]
+    assert [(r.id, commit) for r, commit in hub.repositories.unindexed()] == [(statekit.ID, head)]
     hub.repositories.mark_indexed(repository, head)
     assert hub.repositories.unindexed() == ()
-    new = hubkit.commit(hub, repository, {"a": b"1"}).commit.id
+    new = statekit.commit(hub, repository, {"a": b"1"}).commit.id
     assert [commit for _, commit in hub.repositories.unindexed()] == [new]
 
 
@@ -142,7 +142,7 @@ def test_contents_are_had_once_and_known_by_who_brought_them(
     (tmp_path / "f").write_bytes(b"data")
     content = hub.contents.put_file(repository, tmp_path / "f")
     assert hub.contents.put_bytes(repository, b"data") == content
-    other = hub.create(hubkit.other("else/where"))
+    other = hub.create(statekit.other("else/where"))
     assert hub.contents.find(other, content.digest) is None
     for wrong in ("", "sha256:x", "\ud800", "sha256:" + "G" * 64):
         assert hub.contents.find(other, wrong) is None
@@ -153,7 +153,7 @@ def test_contents_are_had_once_and_known_by_who_brought_them(
     both = hub.contents.deliver_all(other, [content.digest, content.digest])
     assert len(both) == 1 and hub.repositories.again(other).stored == 1519 + 4
     assert hub.contents.used(repository) == 1519
-    hubkit.commit(hub, repository, {"a": b"data", "b": b"data"})
+    statekit.commit(hub, repository, {"a": b"data", "b": b"data"})
     assert hub.contents.used(repository) == 1523
     found = hub.contents.find(repository, content.digest)
     assert found is not None and found.committed
@@ -161,11 +161,11 @@ def test_contents_are_had_once_and_known_by_who_brought_them(
 
 
 def test_what_nobody_committed_is_forgotten_after_a_week(
-    hub: Hub, repository: Repository, clock: hubkit.Clock
+    hub: Hub, repository: Repository, clock: statekit.Clock
 ) -> None:
     old = hub.contents.put_bytes(repository, b"old").digest
     kept = hub.contents.put_bytes(repository, b"kept").digest
-    hubkit.commit(hub, repository, {"k": b"kept"})
+    statekit.commit(hub, repository, {"k": b"kept"})
     clock.seconds += WEEK
     hub.contents.put_bytes(repository, b"new")
     assert hub.contents.find(repository, old) is None
@@ -180,7 +180,7 @@ def test_damaged_bytes_are_not_committed(hub: Hub, repository: Repository) -> No
     path = hub.store.blob_path(digest)
     path.chmod(0o644)
     path.write_bytes(b"wrong")
-    request = hubkit.Request((hubkit.Add("a", digest),), "t")
+    request = statekit.Request((statekit.Add("a", digest),), "t")
     with pytest.raises(IntegrityError, match=f"blob {digest} is damaged"):
         hub.commit(repository, "main", request, "ann")
-    assert hubkit.read(hub, repository) == {}
+    assert statekit.read(hub, repository) == {}

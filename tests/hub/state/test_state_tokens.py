@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-import hubkit
 import pytest
+import statekit
 
 from adapterhub.errors import NotFound
 from adapterhub.hub.state.errors import (
@@ -69,7 +69,7 @@ def test_a_wrong_token_is_not_nobody(hub: Hub, spoil: Callable[[str], str]) -> N
     assert hub.tokens.caller(None) == hub.tokens.caller("") == ANONYMOUS
 
 
-def test_tokens_end(hub: Hub, clock: hubkit.Clock) -> None:
+def test_tokens_end(hub: Hub, clock: statekit.Clock) -> None:
     token, secret = hub.tokens.create("bob", days=1)
     other, lasting = hub.tokens.create("eve")
     clock.seconds += 86399
@@ -89,7 +89,7 @@ def test_tokens_end(hub: Hub, clock: hubkit.Clock) -> None:
             hub.tokens.revoke(id)
 
 
-def test_the_last_use_is_written_once_an_hour(hub: Hub, clock: hubkit.Clock) -> None:
+def test_the_last_use_is_written_once_an_hour(hub: Hub, clock: statekit.Clock) -> None:
     token, secret = hub.tokens.create("bob")
     seen = []
     for seconds in (0, 10, 3599, 3600, 100):
@@ -164,9 +164,9 @@ TABLE = {
 
 @pytest.mark.parametrize("who", WHO)
 def test_who_may_do_what(hub: Hub, callers: dict[str, Caller], who: str) -> None:
-    public = hub.create(hubkit.other("ns/public"), private=False).id
-    gated = hub.create(hubkit.other("ns/gated"), private=False, gated="manual").id
-    private = hub.create(hubkit.other("ns/private")).id
+    public = hub.create(statekit.other("ns/public"), private=False).id
+    gated = hub.create(statekit.other("ns/gated"), private=False, gated="manual").id
+    private = hub.create(statekit.other("ns/private")).id
     access, caller = hub.access, callers[who]
     assert TABLE[who].split() == [
         tried(lambda: access.see(caller, public)),
@@ -174,8 +174,8 @@ def test_who_may_do_what(hub: Hub, callers: dict[str, Caller], who: str) -> None
         tried(lambda: access.see(caller, private)),
         tried(lambda: access.write(caller, public)),
         tried(lambda: access.write(caller, private)),
-        tried(lambda: access.create(caller, hubkit.other("ns/new"))),
-        tried(lambda: access.create(caller, hubkit.other("bare"))),
+        tried(lambda: access.create(caller, statekit.other("ns/new"))),
+        tried(lambda: access.create(caller, statekit.other("bare"))),
     ]
     assert tried(lambda: access.see(caller, gated)) == "yes"
     shown = {str(each.id) for each in access.list(caller)}
@@ -184,7 +184,7 @@ def test_who_may_do_what(hub: Hub, callers: dict[str, Caller], who: str) -> None
 
 
 def test_a_private_bare_id_needs_all_namespaces(hub: Hub, callers: dict[str, Caller]) -> None:
-    bare = hub.create(hubkit.other("bare")).id
+    bare = hub.create(statekit.other("bare")).id
     allowed = [who for who in WHO if tried(lambda: hub.access.see(callers[who], bare)) == "yes"]  # noqa: B023
     assert allowed == ["owner of all", "reader of all"]
 
@@ -192,7 +192,7 @@ def test_a_private_bare_id_needs_all_namespaces(hub: Hub, callers: dict[str, Cal
 def test_a_hidden_repository_looks_like_none(hub: Hub, repository: Repository) -> None:
     def said(id: str) -> str:
         with pytest.raises(RepoNotFound) as caught:
-            hub.access.see(ANONYMOUS, hubkit.other(id))
+            hub.access.see(ANONYMOUS, statekit.other(id))
         return str(caught.value).replace(id, "ID")
 
     assert said("ns/name") == said("ns/gone")
@@ -200,7 +200,7 @@ def test_a_hidden_repository_looks_like_none(hub: Hub, repository: Repository) -
 
 def test_without_public_read_nobody_sees_anything(store: Store) -> None:
     with Hub(store, public_read=False) as hub:
-        public = hub.create(hubkit.ID, private=False)
+        public = hub.create(statekit.ID, private=False)
         _, secret = hub.tokens.create("bob", "read", ["other"])
         with pytest.raises(RepoNotFound):
             hub.access.read(ANONYMOUS, public.id)
