@@ -12,12 +12,21 @@ from adapterhub.merging.quantised import FLOATS, refuse_dtype
 from adapterhub.merging.rows import Rows
 from adapterhub.merging.slabs import Slabs
 from adapterhub.merging.ties import Settled, same_bytes, settle
-from adapterhub.merging.work import OUTPUT_DTYPES, Fate, Options, Slab, Source, Term, Work
-from adapterhub.methods import BiasDelta, LowRank, Part, Replacement, TokenRows
+from adapterhub.merging.work import OUTPUT_DTYPES, Change, Fate, Options, Slab, Source, Term, Work
+from adapterhub.methods import (
+    BiasDelta,
+    Delta,
+    LowRank,
+    Part,
+    Replacement,
+    TokenRows,
+    Transform,
+)
 from adapterhub.registry.experts import Site
 from adapterhub.registry.fit import Naming
 from adapterhub.registry.places import sites
 from adapterhub.registry.tied import is_saved_copy
+from adapterhub.registry.whole import spot
 from adapterhub.tensorfile import Tensor
 
 FACTOR_FLOATS = (*FLOATS, "F8_E4M3", "F8_E5M2")  # fp32 holds each of them exactly
@@ -46,8 +55,10 @@ class Draft:
             self._add_bias(number, part)
         elif isinstance(part, Replacement):
             self._add_replacement(number, part)
-        else:
+        elif isinstance(part, TokenRows):
             self._add_rows(number, part)
+        else:
+            self._add_whole(number, part)
 
     def add_spread(self, number: int, part: Part) -> None:
         """As `add`, for what a part of the adapter says of another name of the same weight."""
@@ -95,7 +106,7 @@ class Draft:
     def _add_low_rank(self, number: int, part: LowRank) -> None:
         source = self.sources[number]
         self._refuse_unknown_layout(number, part)
-        refuse_convolution(self.naming, part)
+        refuse_convolution(self.naming, part.module)
         _refuse_magnitude(source, part)
         found = sites(self.naming, part, source.adapter.config)
         for role, tensor in zip(part.roles, _tensors(part), strict=True):
@@ -137,6 +148,26 @@ class Draft:
         self._add_slab(stored, Slab(part.value.shape, (term,)))
         self._fate(number, part.module, part.role, "added to", stored)
 
+    def _add_whole(self, number: int, part: Delta | Transform) -> None:
+        refuse_convolution(self.naming, part.module)
+        found = spot(self.naming, part)
+        if found is None:
+            return
+        stored = found.stored
+        refuse_dtype(stored, self.base.tensors[stored].dtype, self.base)
+        if isinstance(part, Delta):
+            _refuse_factor(f"{part.module}.{part.roles[0]}", part.value)
+            scale = self._coefficient(number, part.scale)
+            term = Term(number, part.module, None, part.value, scale)
+            slab = Slab(found.shape, (term,), transposed=found.transposed)
+        else:
+            self._refuse_weight(number, f"{part.module}.{part.parameter}", "multiplies")
+            change = Change(number, part.module, part.apply, part.exact)
+            slab = Slab(found.shape, (), transposed=found.transposed, change=change)
+        self._add_slab(stored, slab)
+        for role in part.roles:
+            self._fate(number, part.module, role, "merged into", stored)
+
     def _add_replacement(self, number: int, part: Replacement) -> None:
         name = f"{self.naming.stored(part.module)}.{part.parameter}"
         there = self.base.tensors.get(name)
@@ -165,12 +196,11 @@ class Draft:
         verb = f"replaces {len(part.indices)} rows of"
         self._fate(number, part.module, part.role, verb, stored)
 
-    def _refuse_weight(self, number: int, what: str) -> None:
+    def _refuse_weight(self, number: int, what: str, verb: str = "replaces") -> None:
         source = self.sources[number]
         if source.weight != 1.0:
             raise NotMergeable(
-                f"{source.name} replaces {what}; a replacement cannot be taken with weight "
-                f"{source.weight:g}",
+                f"{source.name} {verb} {what}; that cannot be taken with weight {source.weight:g}",
                 remedy="give this adapter weight 1",
             )
 
@@ -194,7 +224,7 @@ class Draft:
         """An adapter may add to what it has itself replaced, not to what another one has."""
         for stored in sorted(self.slabs.keys() & self.replacements.keys()):
             providers = self.replacements[stored][1]
-            for term in self.slabs[stored].terms:
+            for term in self.slabs[stored].owners:
                 if term.source not in providers:
                     raise NotMergeable(
                         f"{self.sources[providers[0]].name} replaces {stored}, and "
@@ -206,7 +236,7 @@ class Draft:
 
     def _refuse_rows_beside(self, stored: str, rows: Rows) -> None:
         """Rows may stand in what their adapter itself brings for the whole embedding."""
-        others = [term.source for term in self.slabs[stored].terms] if stored in self.slabs else []
+        others = [term.source for term in self.slabs[stored].owners] if stored in self.slabs else []
         part, providers = self.replacements.get(stored, (None, rows.providers))
         others += sorted({*providers} ^ {*rows.providers})
         if part and any(is_saved_copy(self.sources[n].adapter, part.module) for n in providers):

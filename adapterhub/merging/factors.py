@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from adapterhub import kernels
 from adapterhub.errors import NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
-from adapterhub.merging.work import Slab, Term, Work
+from adapterhub.merging.work import Change, Slab, Term, Work
 from adapterhub.tensorfile import DTYPES, ArrayTensor, FileTensor, Tensor
 from adapterhub.tensorfile.reading import buffer, fill, open_regular
 
@@ -54,9 +54,13 @@ def plain(work: Work) -> Runnable:
 def make_ready(work: Work, slab: Slab) -> Ready:
     """Read and pack the factors of a slab. Raises kernels.NonFinite and what reading raises."""
     stored, written = DTYPES[work.value.dtype], DTYPES[work.dtype]
-    if len(slab.shape) == 1:
-        terms = [(term.scale, fp32(term.b)) for term in slab.terms]
+    if slab.change is not None:
+        return Ready(slab, Changed(work, slab, slab.change), ())
+    if all(term.a is None for term in slab.terms):
+        terms = [(term.scale, _as_stored(slab, term)) for term in slab.terms]
         return Ready(slab, kernels.prepare_scaled(slab.size, terms, stored, written), ())
+    if any(term.a is None for term in slab.terms):
+        return Ready(slab, Chain(work, slab), ())
     factors = [_factor(term) for term in slab.terms]
     idle = tuple(
         (term.source, term.key)
@@ -75,6 +79,12 @@ def _factor(term: Term) -> kernels.Factor:
     if term.a is None:
         raise NotMergeable(f"{term.key}: a bias cannot be added to a matrix")
     return kernels.Factor(a=_flat(fp32(term.a)), b=_flat(fp32(term.b)), scale=term.scale)
+
+
+def _as_stored(slab: Slab, term: Term) -> NDArray[np.float32]:
+    """The values to add, flat, in the order of the tensor's elements."""
+    values = fp32(term.b).reshape(slab.shape)
+    return np.ascontiguousarray(values.T if slab.transposed else values).reshape(-1)
 
 
 def fp32(tensor: Tensor) -> NDArray[np.float32]:
@@ -101,6 +111,62 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     if isinstance(tensor, ArrayTensor) and tensor.array.dtype == DTYPES[tensor.dtype]:
         return tensor.array
     return tensor.read()
+
+
+class Chain:
+    """Terms with factors and terms without, in their order; the sum stays in fp32 in between."""
+
+    def __init__(self, work: Work, slab: Slab) -> None:
+        dtype = DTYPES[work.value.dtype]
+        self._links = []
+        for term in slab.terms:
+            self._links.append(self._link(slab, term, dtype))
+            dtype = _F32
+        self._links.append(kernels.prepare_scaled(slab.size, (), _F32, DTYPES[work.dtype]))
+        self._itemsize = DTYPES[work.value.dtype].itemsize
+
+    @staticmethod
+    def _link(slab: Slab, term: Term, dtype: np.dtype[Any]) -> kernels.Prepared:
+        if term.a is None:
+            terms = [(term.scale, _as_stored(slab, term))]
+            return kernels.prepare_scaled(slab.size, terms, dtype, _F32)
+        shape = (slab.shape[0], slab.shape[1])
+        return kernels.prepare(shape, [_factor(term)], dtype, _F32, transposed=slab.transposed)
+
+    def run(self, source: Bytes, target: Bytes, first_element: int = 0) -> None:
+        size = len(source) // self._itemsize
+        for link in self._links[:-1]:
+            merged = np.empty(size, np.float32)
+            link.run(source, merged, first_element)
+            source = merged
+        self._links[-1].run(source, target, first_element)
+
+
+class Changed:
+    """What a method makes of the whole matrix, which is held until the slab is done."""
+
+    def __init__(self, work: Work, slab: Slab, change: Change) -> None:
+        stored = DTYPES[work.value.dtype]
+        raw = buffer(slab.size * stored.itemsize)
+        read_bytes(work.value, slab.first * stored.itemsize, raw.data)
+        given = np.empty(slab.size, np.float32)
+        # refuses what is not finite, by its place
+        kernels.prepare_scaled(slab.size, (), stored, _F32).run(raw, given)
+        shape = slab.shape[::-1] if slab.transposed else slab.shape
+        weight = given.reshape(shape)
+        made = change.apply(np.ascontiguousarray(weight.T) if slab.transposed else weight)
+        made = np.asarray(made, np.float32).reshape(slab.shape)
+        self._made = np.ascontiguousarray(made.T if slab.transposed else made).reshape(-1)
+        self._rounding = kernels.prepare_scaled(slab.size, (), _F32, DTYPES[work.dtype])
+        self._itemsize = stored.itemsize
+
+    def run(self, source: Bytes, target: Bytes, first_element: int = 0) -> None:
+        size = len(source) // self._itemsize
+        try:
+            values = self._made[first_element : first_element + size]
+            self._rounding.run(values, target, first_element)
+        except kernels.NonFinite as error:
+            raise kernels.NonFinite("result", error.index) from None
 
 
 class Dora:

@@ -18,13 +18,13 @@ _CONVOLUTIONS: Mapping[str, str] = {
 }
 
 
-def refuse_convolution(naming: Naming, part: LowRank) -> None:
+def refuse_convolution(naming: Naming, module: str) -> None:
     """Raises NotMergeable for a convolution whose sum with the product is not the sum of both."""
-    kind = naming.kind(part.module) or ""
+    kind = naming.kind(module) or ""
     for start, why in _CONVOLUTIONS.items():
         if kind.startswith(f"{start}Conv"):
             raise NotMergeable(
-                f"{part.module} cannot be merged: {why}",
+                f"{module} cannot be merged: {why}",
                 remedy="load the adapter with peft, or retrain without this module",
             )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from adapterhub.base import Base
 from adapterhub.errors import NotMergeable
-from adapterhub.methods import LowRank, Meaning
+from adapterhub.methods import Delta, LowRank, Meaning, Transform
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.places import stored_names
+from adapterhub.registry.whole import stored_name
 from adapterhub.tensorfile import shown
 
 FLOATS = ("F32", "F16", "BF16")  # what the formula of DESIGN §4 covers
@@ -29,6 +30,8 @@ def refuse_quantised(base: Base, meaning: Meaning) -> None:
     naming = Naming(base)
     for part in meaning:
         names = stored_names(naming, part) if isinstance(part, LowRank) else ()
+        if isinstance(part, Delta | Transform) and stored_name(naming, part) in base.tensors:
+            names = (stored_name(naming, part),)
         modules = {naming.stored(part.module), *(name.rpartition(".")[0] for name in names)}
         for module in sorted(modules):
             _refuse_what_stands_beside(base, module)

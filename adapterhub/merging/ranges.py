@@ -108,11 +108,20 @@ def _said(shard: ShardLayout, item: Range) -> dict[str, Any]:
 def memory(plan: MergePlan, threads: int) -> int:
     """About how many bytes running the plan takes, whatever the size of the model."""
     chunk = 3 * CHUNK_BYTES  # read, written, and fp32 in between
-    factors = sorted((factor_bytes(work.terms) for work in plan.works.values()), reverse=True)
+    factors = sorted((_held(work) for work in plan.works.values()), reverse=True)
     terms = [term for work in plan.works.values() for term in work.terms]
     held = HELD_BYTES if any(isinstance(term.b, Window) for term in terms) else 0
     # Read and packed; one tensor is being worked on while the next is prepared.
     return _OVERHEAD_BYTES + threads * chunk + 2 * sum(factors[:2]) + held
+
+
+def _held(work: Work) -> int:
+    """Bytes that are held while it is computed: factors, and a matrix that is changed as a whole.
+
+    What a method needs beside its result is not known here; most need as much again.
+    """
+    whole = max((slab.size for slab in work.slabs if slab.change is not None), default=0)
+    return factor_bytes(work.terms) + 2 * 4 * whole
 
 
 def factor_bytes(terms: Sequence[Term]) -> int:

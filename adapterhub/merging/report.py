@@ -81,7 +81,7 @@ def document(plan: MergePlan, written: Written, base_root: str) -> dict[str, Any
             for work in sorted(plan.works.values(), key=lambda work: work.name)
         },
         "files": written.files,
-        "reproducible": True,
+        "reproducible": plan.exact,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from adapterhub.errors import NotMergeable
-from adapterhub.merging.work import Slab, Source, Term
+from adapterhub.merging.work import Change, Slab, Source, Term
 
 
 class Slabs:
@@ -19,11 +19,11 @@ class Slabs:
         self._by_start: dict[int, Slab] = {}
 
     @property
-    def terms(self) -> Iterator[Term]:
-        return (term for slab in self._by_start.values() for term in slab.terms)
+    def owners(self) -> Iterator[Term | Change]:
+        return (owner for slab in self._by_start.values() for owner in slab.owners)
 
     def add(self, slab: Slab) -> None:
-        """Take in a slab with one term. Raises NotMergeable where it cannot join what is there."""
+        """Take in a slab with one owner. Raises NotMergeable where it cannot join what is there."""
         there = self._by_start.get(slab.first)
         if there is not None:
             self._refuse(there, slab)
@@ -39,11 +39,17 @@ class Slabs:
         return found
 
     def _refuse(self, there: Slab, new: Slab) -> None:
-        one, other = there.terms[-1], new.terms[0]
+        one, other = there.owners[-1], new.owners[0]
         if one.source == other.source:
             raise NotMergeable(
                 f"{self._name(one)}: {one.key} and {other.key} are both {self._stored}",
                 remedy="re-export the adapter with one pair for each tensor",
+            )
+        if there.change is not None or new.change is not None:
+            raise NotMergeable(
+                f"{self._name(one)} and {self._name(other)} both change {self._stored}, and one of "
+                "them multiplies it: the order would matter",
+                remedy="leave one out, or merge them one after the other in the order you want",
             )
         if there.magnitude is not None or new.magnitude is not None:
             raise NotMergeable(
@@ -56,10 +62,10 @@ class Slabs:
 
     def _apart(self, one: Slab, other: Slab) -> NotMergeable:
         return NotMergeable(
-            f"{self._name(one.terms[0])} and {self._name(other.terms[0])} divide {self._stored} "
+            f"{self._name(one.owners[0])} and {self._name(other.owners[0])} divide {self._stored} "
             "into different matrices",
             remedy="merge them one after the other",
         )
 
-    def _name(self, term: Term) -> str:
-        return self._sources[term.source].name
+    def _name(self, owner: Term | Change) -> str:
+        return self._sources[owner.source].name

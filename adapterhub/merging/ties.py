@@ -157,6 +157,8 @@ def _all_alike(one: Sequence[Slab], other: Sequence[Slab]) -> bool:
 def _alike(one: Slab, other: Slab) -> bool:
     if one.magnitude is not None or other.magnitude is not None:
         return False  # a norm over tokens is not one over dimensions
+    if one.change is not None or other.change is not None:
+        return False
     if (one.first, len(one.terms)) != (other.first, len(other.terms)):
         return False
     turned = one.transposed != other.transposed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.errors import InvalidOption
+from adapterhub.methods import is_exact
+from adapterhub.methods.meaning import Values
 from adapterhub.tensorfile import ShardLayout, Tensor
 
 OUTPUT_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -63,7 +65,8 @@ class Options:
 class Term:
     """`scale` is the coefficient of DESIGN §4, rounded once to fp32; `source` numbers the adapter.
 
-    For a bias, `a` is None and `b` is the vector.
+    For a bias, `a` is None and `b` is the vector; for a change of a weight that has no factors,
+    `a` is None and `b` has the shape of the slab.
     """
 
     source: int
@@ -74,13 +77,26 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a method makes of a whole matrix or bias, instead of adding to it; see `Transform`.
+
+    `key` and `source` say whose it is, as those of a Term do.
+    """
+
+    source: int
+    key: str
+    apply: Callable[[Values], Values]
+    exact: bool
+
+
+@dataclass(frozen=True)
 class Slab:
     """A part of a tensor that is a matrix of its own, and what is added to it, in order.
 
     `shape`: the formula's (out, in), or (n,) for a bias; a convolution's `in` counts its kernel's
     elements too. `first`: where the slab begins in the tensor, in elements in C order, which is 0
     unless it is one expert of many. `transposed`: it is stored as (in, out). `magnitude`: DoRA's, a
-    value per row of the formula; then there is one term.
+    value per row of the formula; then there is one term. `change`: then there is no term.
     """
 
     shape: tuple[int, ...]
@@ -88,10 +104,24 @@ class Slab:
     first: int = 0
     transposed: bool = False
     magnitude: Tensor | None = None
+    change: Change | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def owners(self) -> tuple[Term | Change, ...]:
+        """Whose slab it is, in order."""
+        return self.terms if self.change is None else (self.change,)
+
+    @property
+    def exact(self) -> bool:
+        """Whether its result has the same bits on every machine."""
+        if self.change is not None:
+            return self.change.exact
+        tensors = (tensor for term in self.terms for tensor in (term.a, term.b) if tensor)
+        return all(is_exact(tensor) for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -181,6 +211,11 @@ class MergePlan:
         reads = sum(_reads(work) for work in self.works.values())
         object.__setattr__(self, "read_bytes", reads)
         object.__setattr__(self, "write_bytes", sum(shard.nbytes for shard in self.shards))
+
+    @property
+    def exact(self) -> bool:
+        """Whether every machine would make the same bits."""
+        return all(slab.exact for work in self.works.values() for slab in work.slabs)
 
     @property
     def changed(self) -> tuple[Work, ...]:

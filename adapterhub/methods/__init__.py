@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from adapterhub.methods.computed import Computed, is_exact
 from adapterhub.methods.interface import Implementation, Ranks
-from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows
+from adapterhub.methods.meaning import (
+    BiasDelta,
+    Delta,
+    LowRank,
+    Meaning,
+    Part,
+    Replacement,
+    TokenRows,
+    Transform,
+)
 from adapterhub.methods.row import Mathematics, Method, Variant
 from adapterhub.methods.signature import Signature
 from adapterhub.methods.table import TABLE, method, method_of
@@ -11,6 +21,8 @@ from adapterhub.methods.table import TABLE, method, method_of
 __all__ = [
     "TABLE",
     "BiasDelta",
+    "Computed",
+    "Delta",
     "Implementation",
     "LowRank",
     "Mathematics",
@@ -21,7 +33,9 @@ __all__ = [
     "Replacement",
     "Signature",
     "TokenRows",
+    "Transform",
     "Variant",
+    "is_exact",
     "method",
     "method_of",
 ]

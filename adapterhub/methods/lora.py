@@ -36,7 +36,15 @@ from adapterhub.methods.lora_config import (
 )
 from adapterhub.methods.lora_pairs import MAGNITUDE, Pair, pairs, refuse_uncertain
 from adapterhub.methods.lora_signature import signature
-from adapterhub.methods.meaning import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows
+from adapterhub.methods.meaning import (
+    BiasDelta,
+    LowRank,
+    Meaning,
+    Part,
+    Replacement,
+    TokenRows,
+    roles_of,
+)
 from adapterhub.tensorfile import Tensor, shown
 
 __all__ = [
@@ -200,11 +208,7 @@ def _why_idle(adapter: Adapter, module: str, role: str) -> str:
 
 
 def _refuse_unused(adapter: Adapter, found: Meaning) -> None:
-    used = {
-        (part.module, role)
-        for part in found
-        for role in (part.roles if isinstance(part, LowRank) else (part.role,))
-    }
+    used = {(part.module, role) for part in found for role in roles_of(part)}
     used |= {(module, role) for module, role, _ in idle(adapter)}
     rest = [
         f"{m}.{role}" + (" (lora_bias is not set)" if role == "lora_B.bias" else "")

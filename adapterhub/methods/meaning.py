@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from adapterhub.tensorfile import Tensor
 
 Layout = Literal["linear", "embedding", "experts"]
+Values = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -65,5 +69,45 @@ class TokenRows:
     role: str
 
 
-Part = LowRank | BiasDelta | Replacement | TokenRows
+@dataclass(frozen=True)
+class Delta:
+    """`weight += scale · value` for the weight of `module`, where the change has no low rank.
+
+    value: (out, in), or (out, in, *kernel) of a convolution; often one that is computed when it is
+    read. `scale` as that of LowRank.
+    """
+
+    module: str
+    value: Tensor
+    scale: float
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """`parameter` of `module` becomes `apply(it)`; what multiplies stands alone on its parameter.
+
+    `apply` takes and gives fp32 of one shape, (out, in · kernel) of a weight and (out,) of a bias,
+    and may write to what it is given. `shape`: the sizes that the adapter's tensors ask for, None
+    where they ask for none. `optional`: nothing happens where the base has no such parameter.
+    `exact`: whether it gives the same bits on every machine.
+    """
+
+    module: str
+    parameter: Literal["weight", "bias"]
+    apply: Callable[[Values], Values]
+    shape: tuple[int | None, ...]
+    roles: tuple[str, ...]
+    optional: bool = False
+    exact: bool = True
+
+
+Part = LowRank | BiasDelta | Replacement | TokenRows | Delta | Transform
 Meaning = tuple[Part, ...]
+
+
+def roles_of(part: Part) -> tuple[str, ...]:
+    """The roles, in its module, of the tensors that a part uses."""
+    if isinstance(part, LowRank | Delta | Transform):
+        return part.roles
+    return (part.role,)

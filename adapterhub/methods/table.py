@@ -33,10 +33,10 @@ _PEFT = (
     Method("gralora", "GRALORA", "GraLoRA", _ARXIV + "2505.20355"),
     Method("hira", "HIRA", "HiRA", "https://openreview.net/forum?id=TwJrTz9cRS"),
     Method("hra", "HRA", "Householder reflections", _ARXIV + "2405.17484"),
-    Method("ia3", "IA3", "(IA)³", _ARXIV + "2205.05638"),
+    Method("ia3", "IA3", "(IA)³", _ARXIV + "2205.05638", ("merge",), "ia3"),
     Method("lily", "LILY", "Lily", _ARXIV + "2407.09946"),
     Method("ln_tuning", "LN_TUNING", "Layer-norm tuning", _ARXIV + "2312.11420"),
-    Method("loha", "LOHA", "LoHa (FedPara)", _ARXIV + "2108.06098"),
+    Method("loha", "LOHA", "LoHa (FedPara)", _ARXIV + "2108.06098", ("merge",), "loha"),
     Method("lokr", "LOKR", "LoKr", _ARXIV + "2309.14859"),
     Method("miss", "MISS", "MiSS", _ARXIV + "2409.15371"),
     Method(

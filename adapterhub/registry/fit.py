@@ -9,11 +9,22 @@ from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.catalogue import ModelClass
 from adapterhub.errors import BaseMismatch, NotMergeable
-from adapterhub.methods import BiasDelta, LowRank, Meaning, Part, Replacement, TokenRows, method
+from adapterhub.methods import (
+    BiasDelta,
+    Delta,
+    LowRank,
+    Meaning,
+    Part,
+    Replacement,
+    TokenRows,
+    Transform,
+    method,
+)
 from adapterhub.registry import matching, structures
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.places import delta_shape, missing, sites
 from adapterhub.registry.tied import seen
+from adapterhub.registry.whole import spot
 
 __all__ = [
     "LABELLED",
@@ -173,6 +184,8 @@ def mismatch(naming: Naming, part: Part, config: Mapping[str, Any] | None = None
         return _weight_mismatch(naming, part, config or {})
     if isinstance(part, TokenRows):
         return _rows_mismatch(naming, part)
+    if isinstance(part, Delta | Transform):
+        return _whole_mismatch(naming, part)
     parameter = "bias" if isinstance(part, BiasDelta) else part.parameter
     stored = f"{naming.stored(part.module)}.{parameter}"
     there = naming.base.tensors.get(stored)
@@ -218,6 +231,16 @@ def _weight_mismatch(naming: Naming, part: LowRank, config: Mapping[str, Any]) -
         return error.message
     except NotMergeable:
         pass  # it fits; why it cannot be merged, a merge says
+    return ""
+
+
+def _whole_mismatch(naming: Naming, part: Delta | Transform) -> str:
+    try:
+        spot(naming, part)
+    except BaseMismatch as error:
+        return error.message
+    except NotMergeable:
+        pass
     return ""
 
 

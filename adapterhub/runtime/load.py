@@ -16,7 +16,16 @@ from adapterhub import kernels
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.errors import BaseMismatch, InvalidAdapter, NotMergeable
-from adapterhub.methods import BiasDelta, LowRank, Meaning, Replacement, TokenRows, method
+from adapterhub.methods import (
+    BiasDelta,
+    Delta,
+    LowRank,
+    Meaning,
+    Replacement,
+    TokenRows,
+    Transform,
+    method,
+)
 from adapterhub.registry import fit
 from adapterhub.tensorfile import DTYPES, Tensor
 
@@ -68,7 +77,7 @@ def _plain(meaning: Meaning) -> tuple[_Plain, ...]:
     found = []
     for part in meaning:
         special = isinstance(part, LowRank) and (part.magnitude or part.parameter)
-        if isinstance(part, TokenRows) or special:
+        if isinstance(part, TokenRows | Delta | Transform) or special:
             raise NotMergeable(
                 f"{part.module}: DoRA, token rows and experts are not loaded into live models yet",
                 remedy="adapterhub merge BASE ADAPTER --out DIR, then load DIR",

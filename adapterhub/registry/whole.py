@@ -1,0 +1,69 @@
+"""Where in a base a change of a whole weight or bias belongs: see `Delta` and `Transform`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from adapterhub.errors import AdapterHubError, BaseMismatch, NotMergeable
+from adapterhub.methods import Delta, Transform
+from adapterhub.registry.naming import Naming
+from adapterhub.registry.places import missing
+
+
+@dataclass(frozen=True)
+class Spot:
+    """The tensor `stored`; `shape` is the formula's: (out, in · kernel), or (n,) of a bias.
+
+    `transposed`: it is stored as (in, out).
+    """
+
+    stored: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+def parameter(part: Delta | Transform) -> str:
+    return part.parameter if isinstance(part, Transform) else "weight"
+
+
+def stored_name(naming: Naming, part: Delta | Transform) -> str:
+    return f"{naming.stored(part.module)}.{parameter(part)}"
+
+
+def spot(naming: Naming, part: Delta | Transform) -> Spot | None:
+    """None where the base has no such parameter and the part does not need it.
+
+    Raises BaseMismatch, its message a sentence about the part, and NotMergeable.
+    """
+    stored = stored_name(naming, part)
+    there = naming.base.tensors.get(stored)
+    if there is None and isinstance(part, Transform) and part.optional:
+        return None
+    if there is None:
+        raise _absent(naming, part)
+    transposed = parameter(part) == "weight" and naming.kind(part.module) == "Conv1D"
+    shape = there.shape[::-1] if transposed else there.shape
+    flat = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
+    asked = part.shape if isinstance(part, Transform) else part.value.shape
+    if not (fits(asked, shape) or fits(asked, flat)):
+        got, expected = [size or "any" for size in asked], list(shape)
+        raise BaseMismatch(
+            f"{part.module}.{parameter(part)}: the adapter is for {got}, the base has {expected}"
+        )
+    return Spot(stored, flat, transposed)
+
+
+def fits(asked: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    same = len(asked) == len(shape)
+    return same and all(a in (None, size) for a, size in zip(asked, shape, strict=True))
+
+
+def _absent(naming: Naming, part: Delta | Transform) -> AdapterHubError:
+    if naming.fused_home(part.module) is not None:
+        return NotMergeable(
+            f"{part.module}: the files of this base fuse it with its neighbours, and a change of "
+            "the whole weight is not taken apart",
+            remedy="load the base with transformers, save it, and merge into that",
+        )
+    return BaseMismatch(missing(naming, part.module, parameter(part)))
