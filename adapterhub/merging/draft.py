@@ -155,6 +155,8 @@ class Draft:
             return
         stored = found.stored
         refuse_dtype(stored, self.base.tensors[stored].dtype, self.base)
+        if isinstance(part, Transform) and part.delta:
+            part = part.delta(found.shape)
         if isinstance(part, Delta):
             _refuse_factor(f"{part.module}.{part.roles[0]}", part.value)
             scale = self._coefficient(number, part.scale)

@@ -90,7 +90,10 @@ class Transform:
     `apply` takes and gives fp32 of one shape, (out, in · kernel) of a weight and (out,) of a bias,
     and may write to what it is given. `shape`: the sizes that the adapter's tensors ask for, None
     where they ask for none. `optional`: nothing happens where the base has no such parameter.
-    `exact`: whether it gives the same bits on every machine.
+    `exact`: whether it gives the same bits on every machine. `pointwise`: only kernels of one
+    element, if the weight is of a convolution. `delta`: where it only adds, what it adds to a
+    weight of the shape (out, in · kernel), which such a part needs to know; `apply` does the same,
+    and engines may add up several.
     """
 
     module: str
@@ -100,6 +103,8 @@ class Transform:
     roles: tuple[str, ...]
     optional: bool = False
     exact: bool = True
+    pointwise: bool = False
+    delta: Callable[[tuple[int, ...]], Delta] | None = None
 
 
 Part = LowRank | BiasDelta | Replacement | TokenRows | Delta | Transform

@@ -80,6 +80,10 @@ class Settings:
         value = self._config.get(field)
         return self._properties.get(field, {}).get("default") if value is None else value
 
+    def given(self, field: str) -> Any:
+        """As `get`, but null stays null, which PEFT takes for no."""
+        return self._config[field] if field in self._config else self.get(field)
+
     def of(self, module: str, field: str, pattern: str) -> Any:
         """As `get`, and what the first key of the field `pattern` that matches the module says.
 

@@ -1,0 +1,63 @@
+"""FourierFT: few entries of a spectrum (Gao et al., https://arxiv.org/abs/2405.03003).
+
+    ΔW = scaling · Re(IFFT2(S))      S: (out, in), zero but for the entries of fourierft_spectrum
+
+Their places are the first of a random permutation of all, torch's for `random_loc_seed`, counted
+row by row. The adapter's file knows neither out nor in. Bits hang on the transform's library.
+Role: fourierft_spectrum, (n,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub.adapter import Adapter
+from adapterhub.errors import BaseMismatch
+from adapterhub.methods.computed import fp32
+from adapterhub.methods.fitted import fitted
+from adapterhub.methods.generic import idle, problems, ranks, signature
+from adapterhub.methods.meaning import Meaning, Transform, Values
+from adapterhub.methods.mergeable import Settings, adapted, complete
+from adapterhub.tensorfile import Tensor, shown
+
+__all__ = ["idle", "meaning", "parts", "places", "problems", "ranks", "signature"]
+ROLE = "fourierft_spectrum"
+
+
+def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
+    return parts(adapter)
+
+
+def parts(adapter: Adapter) -> Meaning:
+    return complete(adapter, _own(adapter))
+
+
+def _own(adapter: Adapter) -> Iterator[Transform]:
+    settings = Settings(adapter)
+    seed, scaling = int(settings.get("random_loc_seed")), float(settings.get("scaling"))
+    for module, roles in adapted(adapter):
+        yield _change(module, roles[ROLE], seed, scaling)
+
+
+def _change(module: str, spectrum: Tensor, seed: int, scaling: float) -> Transform:
+    def make(out: int, into: int) -> Values:
+        found = places(module, seed, spectrum.shape[0], out * into)
+        dense = np.zeros(out * into, np.float64)
+        dense[found] = fp32(spectrum)
+        return np.fft.ifft2(dense.reshape(out, into)).real.astype(np.float32)
+
+    return fitted(module, {ROLE: spectrum}, make, scale=scaling, exact=False)
+
+
+def places(module: str, seed: int, count: int, size: int) -> NDArray[Any]:
+    """The first `count` of torch's random permutation of `size` numbers. Raises BaseMismatch."""
+    import torch
+
+    if count > size:
+        raise BaseMismatch(f"{shown(module)}: {count} entries for a weight of {size} elements")
+    generator = torch.Generator().manual_seed(seed)
+    return np.asarray(torch.randperm(size, generator=generator)[:count].numpy())
