@@ -46,12 +46,12 @@ def _change(module: str, roles: Roles) -> Transform:
 
     def apply(weight: Values) -> Values:
         gains = multiplied(_matrix(roles[b]), _matrix(roles[a]))
-        gains = gains.T if embeds else gains
-        return np.add(weight, weight * gains, out=weight)
+        weight += weight * (gains.T if embeds else gains)
+        return weight
 
     return Transform(module, "weight", apply, shape[::-1] if embeds else shape, (a, b))
 
 
 def _matrix(tensor: Tensor) -> Values:
-    made: Values = fp32(tensor).reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
-    return made
+    values: Values = fp32(tensor)
+    return np.reshape(values, (tensor.shape[0], math.prod(tensor.shape[1:])))

@@ -151,7 +151,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "hira": Layout(
         ("hira_A: r in *; hira_B: out r *", "hira_embedding_A: r out; hira_embedding_B: in r"),
         rank="r",
-        sizes=R_PATTERN,
+        # peft 0.21.2 looks the pattern up and then takes r
+        sizes={"r": Size("r", pattern="rank_pattern", either=True)},
     ),
     "hra": Layout(("hra_u: in r",), rank="r", sizes={"r": Size("r")}),
     "ia3": Layout(("ia3_l: out 1", "ia3_l: 1 in", "ia3_l: 1 _ 1 *")),
