@@ -4,8 +4,9 @@
     C = (I − Q)·(I + Q)⁻¹      Q = (B − Bᵀ) / 2
 
 boft_R: (N, D, b, b), the B; boft_s: (out, 1), or (1, out) of a convolution, whose inputs count its
-kernel's elements too. The bias is not scaled. P_i, of blocks of b·2^(i−1) inputs, brings together
-the halves of the original blocks: those of even number first. For N = 1 it changes nothing.
+kernel's elements too (see hra.py for what it keeps). The bias is not scaled. P_i, of blocks of
+b·2^(i−1) inputs, brings together the halves of the original blocks: those of even number first.
+For N = 1 it changes nothing.
 
 Roles: boft_R, boft_s.
 """

@@ -45,10 +45,14 @@ def _own(adapter: Adapter) -> Iterator[Transform]:
 
 def _change(module: str, spectrum: Tensor, seed: int, scaling: float) -> Transform:
     def make(out: int, into: int) -> Values:
-        found = places(module, seed, spectrum.shape[0], out * into)
-        dense = np.zeros(out * into, np.float64)
-        dense[found] = fp32(spectrum)
-        return np.fft.ifft2(dense.reshape(out, into)).real.astype(np.float32)
+        rows, columns = np.divmod(places(module, seed, spectrum.shape[0], out * into), into)
+        values = fp32(spectrum).astype(np.float64) / 2
+        # The real part is the transform of the spectrum's even part, of which half is enough.
+        half = np.zeros((out, into // 2 + 1))
+        for row, column in ((rows, columns), (-rows % out, -columns % into)):
+            kept = column < half.shape[1]
+            np.add.at(half, (row[kept], column[kept]), values[kept])
+        return np.fft.irfft2(half, s=(out, into)).astype(np.float32)
 
     return fitted(module, {ROLE: spectrum}, make, scale=scaling, exact=False)
 

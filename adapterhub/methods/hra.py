@@ -4,7 +4,10 @@
     W' = W · (I − 2·UUᵀ)                            apply_GS: U is û made orthogonal, in their order
 
 Sums are in fp64 and in a fixed order, so the bits are the same everywhere. A convolution's inputs
-count its kernel's elements too. Role: hra_u, (in, r).
+count its kernel's elements too; its stride, padding and dilation remain the base's, while peft's
+forward pass takes the first stride and padding for both sides, and no dilation.
+
+Role: hra_u, (in, r).
 """
 
 from __future__ import annotations

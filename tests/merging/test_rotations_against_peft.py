@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from adapterhub.adapter import Adapter
 from adapterhub.base import open_base
 from adapterhub.errors import AdapterHubError, NotMergeable
 from adapterhub.merging import Options, Source
+from adapterhub.methods.oft import problems as oft_problems
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -47,6 +50,7 @@ CASES = [
     oft("head", {"modules_to_save": ["lm_head"], "bias": "all"}),
     oft("embedding", {"target_modules": ["embed_tokens", "lm_head"]}),
     oft("embedding-shared", {"target_modules": ["embed_tokens"], "block_share": True}),
+    Case("oft-tied", "OFTConfig", {"target_modules": ["wte"], "oft_block_size": 4}, "gpt2"),
     Case("boft", "BOFTConfig", {**T, "boft_block_size": 4}),
     Case("boft-number", "BOFTConfig", {**T, "boft_block_size": 0, "boft_block_num": 2}),
     Case("boft-odd", "BOFTConfig", {"target_modules": ["down_proj"], "boft_block_size": 3}),
@@ -103,6 +107,7 @@ CASES = [
     Case("miss-mini-rest", "MissConfig", {**T, "r": 7, "mini_r": 4, "init_weights": "mini"}),
     Case("miss-bat", "MissConfig", {**T, "r": 4, "init_weights": "bat", "bias": "miss_only"}),
     Case("hira", "HiraConfig", {**T, "r": 4, "rank_pattern": {"q_proj": 2}}),
+    Case("hira-tied", "HiraConfig", {"target_modules": ["wte"], "r": 4}, "gpt2"),
     Case("hira-embedding", "HiraConfig", {"target_modules": ["embed_tokens", "lm_head"], "r": 4}),
     Case(
         "hira-conv1d",
@@ -321,6 +326,48 @@ def refused(path: Path, case: Case, **changes: Any) -> AdapterHubError:
 def test_refusals(name: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.id == name)
     assert re.search(said, refused(tmp_path, case, **changes).message)
+
+
+def test_a_block_size_that_is_not_the_nearest_is_a_contradiction(tmp_path: Path) -> None:
+    made(oft("nearest", {"oft_block_size": 5, "target_modules": ["q_proj"]}), tmp_path)
+    found = read_adapter(tmp_path / "adapter")  # 5 became 4
+    for size, said in ((6, 0), (4, 0), (7, 2), (2, 2)):
+        config = {**found.config, "oft_block_size": size}
+        adapter = Adapter(found.method, found.format, config, found.modules, found.base)
+        wrong = [p for p in oft_problems(adapter) if p.code == "config-mismatch"]
+        assert len(wrong) == said, size
+
+
+@pytest.mark.parametrize("init", [True, "bat"])
+def test_bone_is_miss_by_another_name(init: bool | str, tmp_path: Path) -> None:
+    live = made(Case("bone", "MissConfig", {**T, "r": 4, "init_weights": init}), tmp_path)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = safetensors_torch.load_file(weights)
+    renamed = {key.replace("miss_block", "bone_block"): value for key, value in tensors.items()}
+    safetensors_torch.save_file(renamed, weights)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    fields = {**json.loads(config.read_text()), "peft_type": "BONE"}
+    del fields["mini_r"], fields["miss_dropout"]
+    config.write_text(json.dumps(fields))
+    assert read_adapter(tmp_path / "adapter").method == "bone"
+    merge.run(planned(tmp_path), tmp_path / "merged")
+    found = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    for key, value in live.merge_and_unload().state_dict().items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["oft-cayley", "boft", "hra", "road_2-8", "miss-bat", "hira"])
+def test_what_is_not_finite_is_refused(name: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.id == name)
+    live = made(case, tmp_path)
+    with torch.no_grad():
+        for parameter in live.parameters():
+            if parameter.requires_grad:
+                parameter.reshape(-1)[0] = float("inf")
+    live.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(AdapterHubError, match=r"is NaN or infinite|does not fit F32"):
+        merge.run(planned(tmp_path), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_layer_without_a_bias_takes_none(tmp_path: Path) -> None:
