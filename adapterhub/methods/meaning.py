@@ -102,12 +102,29 @@ class Transform:
     exact: bool = True
 
 
-Part = LowRank | BiasDelta | Replacement | TokenRows | Delta | Transform
+ShapeOf = Callable[[str], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What becomes a LowRank or a Delta of `module` once the base tells the shapes of its weights.
+
+    `make` takes a function from a module to the shape of its weight, (out, in, *kernel) as the
+    formula has it, which raises for a module that the base lacks. `make` raises BaseMismatch, its
+    message a sentence about the module. `roles`: those of what it makes.
+    """
+
+    module: str
+    make: Callable[[ShapeOf], LowRank | Delta]
+    roles: tuple[str, ...]
+
+
+Part = LowRank | BiasDelta | Replacement | TokenRows | Delta | Transform | Shaped
 Meaning = tuple[Part, ...]
 
 
 def roles_of(part: Part) -> tuple[str, ...]:
     """The roles, in its module, of the tensors that a part uses."""
-    if isinstance(part, LowRank | Delta | Transform):
+    if isinstance(part, LowRank | Delta | Transform | Shaped):
         return part.roles
     return (part.role,)
