@@ -11,6 +11,7 @@ from adapterhub.methods.meaning import (
     Meaning,
     Part,
     Replacement,
+    Shaped,
     TokenRows,
     Transform,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Part",
     "Ranks",
     "Replacement",
+    "Shaped",
     "Signature",
     "TokenRows",
     "Transform",

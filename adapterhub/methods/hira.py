@@ -19,8 +19,7 @@ from adapterhub.adapter import Adapter
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Roles, adapted, complete
-from adapterhub.methods.rotations import multiplied
+from adapterhub.methods.mergeable import Roles, adapted, complete, multiplied
 from adapterhub.tensorfile import Tensor
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]

@@ -91,9 +91,7 @@ class Transform:
     and may write to what it is given. `shape`: the sizes that the adapter's tensors ask for, None
     where they ask for none. `optional`: nothing happens where the base has no such parameter.
     `exact`: whether it gives the same bits on every machine. `pointwise`: only kernels of one
-    element, if the weight is of a convolution. `delta`: where it only adds, what it adds to a
-    weight of the shape (out, in · kernel), which such a part needs to know; `apply` does the same,
-    and engines may add up several.
+    element, if the weight is of a convolution.
     """
 
     module: str
@@ -104,15 +102,31 @@ class Transform:
     optional: bool = False
     exact: bool = True
     pointwise: bool = False
-    delta: Callable[[tuple[int, ...]], Delta] | None = None
 
 
-Part = LowRank | BiasDelta | Replacement | TokenRows | Delta | Transform
+ShapeOf = Callable[[str], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What becomes a LowRank or a Delta of `module` once the base tells the shapes of its weights.
+
+    `make` takes a function from a module to the shape of its weight, (out, in, *kernel) as the
+    formula has it, which raises for a module that the base lacks. `make` raises BaseMismatch, its
+    message a sentence about the module. `roles`: those of what it makes.
+    """
+
+    module: str
+    make: Callable[[ShapeOf], LowRank | Delta]
+    roles: tuple[str, ...]
+
+
+Part = LowRank | BiasDelta | Replacement | TokenRows | Delta | Transform | Shaped
 Meaning = tuple[Part, ...]
 
 
 def roles_of(part: Part) -> tuple[str, ...]:
     """The roles, in its module, of the tensors that a part uses."""
-    if isinstance(part, LowRank | Delta | Transform):
+    if isinstance(part, LowRank | Delta | Transform | Shaped):
         return part.roles
     return (part.role,)

@@ -101,6 +101,10 @@ class Settings:
 
 def product(b: Tensor, a: Tensor) -> Values:
     """b · a in the order of DESIGN §4, so the same bits everywhere; b: (m, k), a: (k, n)."""
-    factor = Factor(a=fp32(a), b=fp32(b), scale=np.float32(1.0))
-    zeros = np.zeros((b.shape[0], a.shape[1]), np.float32)
-    return merge_low_rank(zeros, [factor])
+    return multiplied(fp32(b), fp32(a))
+
+
+def multiplied(b: Values, a: Values) -> Values:
+    """`product` of what is in memory."""
+    factor = Factor(np.ascontiguousarray(a), np.ascontiguousarray(b), np.float32(1.0))
+    return merge_low_rank(np.zeros((b.shape[0], a.shape[1]), np.float32), [factor])

@@ -17,12 +17,11 @@ import numpy as np
 
 from adapterhub.adapter import Adapter
 from adapterhub.errors import BaseMismatch
-from adapterhub.methods.computed import fp32
-from adapterhub.methods.fitted import fitted
+from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
-from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Settings, adapted, complete
-from adapterhub.methods.rotations import multiplied
+from adapterhub.methods.meaning import Delta, Meaning, Shaped, ShapeOf, Transform, Values
+from adapterhub.methods.mergeable import Settings, adapted, complete, multiplied
+from adapterhub.methods.random_factors import sides
 from adapterhub.tensorfile import Tensor, shown
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
@@ -36,26 +35,27 @@ def parts(adapter: Adapter) -> Meaning:
     return complete(adapter, _own(adapter))
 
 
-def _own(adapter: Adapter) -> Iterator[Transform]:
+def _own(adapter: Adapter) -> Iterator[Shaped | Transform]:
     form = Settings(adapter).given("init_weights")
     for module, roles in adapted(adapter):
         ((role, block),) = roles.items()
         yield _blocks(module, role, block) if form == "bat" else _added(module, role, block, form)
 
 
-def _added(module: str, role: str, block: Tensor, form: object) -> Transform:
+def _added(module: str, role: str, block: Tensor, form: object) -> Shaped:
     rank, columns = block.shape
 
-    def make(out: int, into: int) -> Values:
-        if out % columns:
-            raise BaseMismatch(
-                f"{shown(module)}: {columns} columns of {role} do not divide {out} outputs"
-            )
-        rows = np.tile(fp32(block).T, (out // columns, -(-into // rank)))
-        return rows[:, :into]
+    def make(shape_of: ShapeOf) -> Delta:
+        out, into = sides(module, shape_of)
+        if (out != columns and form != "mini") or out % columns:
+            raise BaseMismatch(f"{shown(module)}: {role} is for {columns} outputs, not for {out}")
 
-    out = None if form == "mini" else columns
-    return fitted(module, {role: block}, make, shape=(out, None))
+        def compute() -> Values:
+            return np.tile(fp32(block).T, (out // columns, -(-into // rank)))[:, :into]
+
+        return Delta(module, Computed((out, into), compute, (block,)), 1.0, (role,))
+
+    return Shaped(module, make, (role,))
 
 
 def _blocks(module: str, role: str, block: Tensor) -> Transform:

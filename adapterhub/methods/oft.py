@@ -26,14 +26,13 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Settings, adapted, complete
+from adapterhub.methods.mergeable import Settings, adapted, complete, multiplied
 from adapterhub.methods.rotations import (
     LARGEST_EXACT,
     Wide,
     by_block,
     cayley,
     folded,
-    multiplied,
     repeated,
     skew,
 )

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub.errors import BaseMismatch
-from adapterhub.kernels import Factor, merge_low_rank
 from adapterhub.methods.meaning import Values
+from adapterhub.methods.mergeable import multiplied
 from adapterhub.tensorfile import shown
 
 Wide = NDArray[np.float64]
@@ -55,14 +55,6 @@ def _eliminate(left: Wide, right: Wide) -> Wide:
         factors[:, k] = 0.0
         both -= factors[:, :, None] * both[:, k][:, None, :]
     return both[:, :, left.shape[-1] :]
-
-
-def multiplied(left: Values, right: Values) -> Values:
-    """left · right in the order of DESIGN §4; left: (m, k), right: (k, n)."""
-    factor = Factor(
-        a=np.ascontiguousarray(right), b=np.ascontiguousarray(left), scale=np.float32(1.0)
-    )
-    return merge_low_rank(np.zeros((len(left), right.shape[1]), np.float32), [factor])
 
 
 def by_block(weight: Values, blocks: Values) -> Values:

@@ -11,7 +11,7 @@ _ARXIV = "https://arxiv.org/abs/"
 
 _PEFT = (
     Method("lora", "LORA", "LoRA", _ARXIV + "2106.09685", ("merge", "attach"), "lora"),
-    Method("adalora", "ADALORA", "AdaLoRA", _ARXIV + "2303.10512"),
+    Method("adalora", "ADALORA", "AdaLoRA", _ARXIV + "2303.10512", ("merge",), "adalora"),
     Method("adamss", "ADAMSS", "AdaMSS", None),
     Method("adaption_prompt", "ADAPTION_PROMPT", "LLaMA-Adapter", _ARXIV + "2303.16199"),
     Method("beft", "BEFT", "BEFT (biases)", _ARXIV + "2509.15974", ("merge",), "beft"),
@@ -26,11 +26,11 @@ _PEFT = (
         "https://proceedings.neurips.cc/paper_files/paper/2025/hash/"
         "93a34a7138bdad95e874018d5f491cc6-Abstract-Conference.html",
     ),
-    Method("delora", "DELORA", "DeLoRA", _ARXIV + "2503.18225"),
+    Method("delora", "DELORA", "DeLoRA", _ARXIV + "2503.18225", ("merge",), "delora"),
     Method("fourierft", "FOURIERFT", "FourierFT", _ARXIV + "2405.03003", ("merge",), "fourierft"),
     Method("frod", "FROD", "FRoD", "https://doi.org/10.1609/aaai.v40i31.39813"),
     Method("glora", "GLORA", "Generalised LoRA", _ARXIV + "2306.07967"),
-    Method("gralora", "GRALORA", "GraLoRA", _ARXIV + "2505.20355"),
+    Method("gralora", "GRALORA", "GraLoRA", _ARXIV + "2505.20355", ("merge",), "gralora"),
     Method(
         "hira", "HIRA", "HiRA", "https://openreview.net/forum?id=TwJrTz9cRS", ("merge",), "hira"
     ),
@@ -46,7 +46,7 @@ _PEFT = (
         "ln_tuning",
     ),
     Method("loha", "LOHA", "LoHa (FedPara)", _ARXIV + "2108.06098", ("merge",), "loha"),
-    Method("lokr", "LOKR", "LoKr", _ARXIV + "2309.14859"),
+    Method("lokr", "LOKR", "LoKr", _ARXIV + "2309.14859", ("merge",), "lokr"),
     Method("miss", "MISS", "MiSS", _ARXIV + "2409.15371", ("merge",), "miss"),
     Method(
         "multitask_prompt_tuning",
@@ -62,13 +62,20 @@ _PEFT = (
     Method("prefix_tuning", "PREFIX_TUNING", "Prefix tuning", _ARXIV + "2101.00190"),
     Method("prompt_tuning", "PROMPT_TUNING", "Prompt tuning", _ARXIV + "2104.08691"),
     Method("psoft", "PSOFT", "PSOFT", "https://openreview.net/forum?id=FSHrinMArK"),
-    Method("pvera", "PVERA", "PVeRA", _ARXIV + "2512.07703"),
-    Method("randlora", "RANDLORA", "RandLoRA", _ARXIV + "2502.00987"),
+    Method("pvera", "PVERA", "PVeRA", _ARXIV + "2512.07703", ("merge",), "pvera"),
+    Method("randlora", "RANDLORA", "RandLoRA", _ARXIV + "2502.00987", ("merge",), "randlora"),
     Method("road", "ROAD", "RoAd", _ARXIV + "2409.00119", ("merge",), "road"),
     Method("shadow", "SHADOW", "ShadowPEFT", _ARXIV + "2604.19254"),
-    Method("shira", "SHIRA", "SHiRA", _ARXIV + "2406.13175"),
-    Method("supertuning", "SUPERTUNING", "Super-Tuning", _ARXIV + "2607.09287"),
-    Method("tinylora", "TINYLORA", "TinyLoRA", _ARXIV + "2602.04118"),
+    Method("shira", "SHIRA", "SHiRA", _ARXIV + "2406.13175", ("merge",), "shira"),
+    Method(
+        "supertuning",
+        "SUPERTUNING",
+        "Super-Tuning",
+        _ARXIV + "2607.09287",
+        ("merge",),
+        "supertuning",
+    ),
+    Method("tinylora", "TINYLORA", "TinyLoRA", _ARXIV + "2602.04118", ("merge",), "tinylora"),
     Method(
         "trainable_tokens",
         "TRAINABLE_TOKENS",
@@ -77,9 +84,9 @@ _PEFT = (
         ("merge",),
         "trainable_tokens",
     ),
-    Method("unilora", "UNILORA", "Uni-LoRA", _ARXIV + "2506.00799"),
-    Method("vblora", "VBLORA", "VB-LoRA", _ARXIV + "2405.15179"),
-    Method("vera", "VERA", "VeRA", _ARXIV + "2310.11454"),
+    Method("unilora", "UNILORA", "Uni-LoRA", _ARXIV + "2506.00799", ("merge",), "unilora"),
+    Method("vblora", "VBLORA", "VB-LoRA", _ARXIV + "2405.15179", ("merge",), "vblora"),
+    Method("vera", "VERA", "VeRA", _ARXIV + "2310.11454", ("merge",), "vera"),
     Method("waveft", "WAVEFT", "WaveFT", _ARXIV + "2505.12532"),
     Method("xlora", "XLORA", "X-LoRA", _ARXIV + "2402.07148"),
 )
