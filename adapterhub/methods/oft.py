@@ -26,7 +26,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Settings, adapted, complete, multiplied
+from adapterhub.methods.mergeable import Settings, adapted, complete, multiplied, replacements
 from adapterhub.methods.rotations import (
     LARGEST_EXACT,
     Wide,
@@ -45,11 +45,11 @@ MOST_TERMS = 1000
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Transform]:
