@@ -34,6 +34,7 @@ from adapterhub.methods.rotations import (
     cayley,
     folded,
     repeated,
+    side_of,
     skew,
 )
 from adapterhub.tensorfile import Tensor
@@ -62,7 +63,7 @@ def _own(adapter: Adapter) -> Iterator[Transform]:
 
 def _rotation(module: str, role: str, tensor: Tensor, settings: Settings) -> Transform:
     blocks, entries = tensor.shape
-    side = (1 + math.isqrt(1 + 8 * entries)) // 2
+    side = side_of(entries)
     shared = bool(settings.get("block_share")) or blocks == 1
     if series := _uses_series(settings):
         _terms(settings)  # raises before a merge begins
