@@ -3,7 +3,7 @@
     ΔW = B · A      A = θ[indices_A] ⊙ scales_A: (r, in)      B = θ[indices_B] ⊙ scales_B: (out, r)
 
 Without `save_indices` PEFT deals the indices out to all adapted modules in the model's own order,
-and the files do not even name the modules: refused. Products are rounded once. Roles:
+and the files do not even name the modules: refused here. Products are rounded once. Roles:
 unilora_indices_A, unilora_scales_A, unilora_indices_B, unilora_scales_B; shared unilora_theta_d.
 """
 
@@ -18,7 +18,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import LowRank, Meaning, Values
-from adapterhub.methods.mergeable import Roles, adapted, complete
+from adapterhub.methods.mergeable import Roles, adapted, complete, replacements
 from adapterhub.methods.scattered import places
 from adapterhub.tensorfile import Tensor
 
@@ -29,14 +29,15 @@ __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
-
-
-def parts(adapter: Adapter) -> Meaning:
+    _refuse(adapter)
     return complete(adapter, _own(adapter))
 
 
-def _own(adapter: Adapter) -> Iterator[LowRank]:
+def parts(adapter: Adapter) -> Meaning:
+    return (*_own(adapter), *replacements(adapter))
+
+
+def _refuse(adapter: Adapter) -> None:
     found = list(adapted(adapter))
     if not found or any(role not in roles for _, roles in found for role in NEEDED):
         raise NotMergeable(
@@ -44,8 +45,11 @@ def _own(adapter: Adapter) -> Iterator[LowRank]:
             "the order of the modules in the model",
             remedy="load it with peft, set save_indices to true in its config, and save it again",
         )
+
+
+def _own(adapter: Adapter) -> Iterator[LowRank]:
     theta = adapter.modules[""][THETA]
-    for module, roles in found:
+    for module, roles in adapted(adapter):
         a, b = (_gathered(module, roles, letter, theta) for letter in "AB")
         yield LowRank(module, a, b, 1.0, "linear", tuple(roles))
 
