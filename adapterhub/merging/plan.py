@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
             companions.Changes(_labels(draft), options.dtype, tokens, draft.settled.untied),
         ),
         companions=companions.files(base, tokenizer),
-        notes=(*_notes(base), *draft.settled.notes, *said),
+        notes=(*_notes(base), *_others(works), *draft.settled.notes, *said),
         adapter_files=_adapter_files(sources),
     )
 
@@ -120,6 +121,13 @@ def _notes(base: Base) -> tuple[str, ...]:
     if base.config.get("quantization_config"):
         notes.append(f"the base is quantised ({quantiser(base)}), but not where it is changed")
     return tuple(notes)
+
+
+def _others(works: Mapping[str, Work]) -> Iterator[str]:
+    """Whose arithmetic it is, where it is not our own."""
+    changes = [s.change for work in works.values() for s in work.slabs if s.change]
+    for by, count in sorted(Counter(change.by for change in changes if change.by).items()):
+        yield f"{count} tensors are computed by {by}, which repeats itself to a tolerance only"
 
 
 def _check_complete(naming: Naming, works: Mapping[str, Work]) -> None:

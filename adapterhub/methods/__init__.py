@@ -11,6 +11,7 @@ from adapterhub.methods.meaning import (
     Meaning,
     Part,
     Replacement,
+    Surroundings,
     TokenRows,
     Transform,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Ranks",
     "Replacement",
     "Signature",
+    "Surroundings",
     "TokenRows",
     "Transform",
     "Variant",

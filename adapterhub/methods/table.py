@@ -8,11 +8,12 @@ from adapterhub.errors import NotSupported
 from adapterhub.methods.row import Method
 
 _ARXIV = "https://arxiv.org/abs/"
+PEFT_ITSELF = "through_peft"  # the file of those that PEFT computes
 
 _PEFT = (
     Method("lora", "LORA", "LoRA", _ARXIV + "2106.09685", ("merge", "attach"), "lora"),
     Method("adalora", "ADALORA", "AdaLoRA", _ARXIV + "2303.10512"),
-    Method("adamss", "ADAMSS", "AdaMSS", None),
+    Method("adamss", "ADAMSS", "AdaMSS", None, ("merge",), PEFT_ITSELF),
     Method("adaption_prompt", "ADAPTION_PROMPT", "LLaMA-Adapter", _ARXIV + "2303.16199"),
     Method("beft", "BEFT", "BEFT (biases)", _ARXIV + "2509.15974"),
     Method("boft", "BOFT", "Butterfly OFT", _ARXIV + "2311.06243"),
@@ -25,11 +26,15 @@ _PEFT = (
         "DEFT (decompositional)",
         "https://proceedings.neurips.cc/paper_files/paper/2025/hash/"
         "93a34a7138bdad95e874018d5f491cc6-Abstract-Conference.html",
+        ("merge",),
+        PEFT_ITSELF,
     ),
     Method("delora", "DELORA", "DeLoRA", _ARXIV + "2503.18225"),
     Method("fourierft", "FOURIERFT", "FourierFT", _ARXIV + "2405.03003"),
-    Method("frod", "FROD", "FRoD", "https://doi.org/10.1609/aaai.v40i31.39813"),
-    Method("glora", "GLORA", "Generalised LoRA", _ARXIV + "2306.07967"),
+    Method(
+        "frod", "FROD", "FRoD", "https://doi.org/10.1609/aaai.v40i31.39813", ("merge",), PEFT_ITSELF
+    ),
+    Method("glora", "GLORA", "Generalised LoRA", _ARXIV + "2306.07967", ("merge",), PEFT_ITSELF),
     Method("gralora", "GRALORA", "GraLoRA", _ARXIV + "2505.20355"),
     Method("hira", "HIRA", "HiRA", "https://openreview.net/forum?id=TwJrTz9cRS"),
     Method("hra", "HRA", "Householder reflections", _ARXIV + "2405.17484"),
@@ -46,25 +51,34 @@ _PEFT = (
         _ARXIV + "2303.02861",
     ),
     Method("oft", "OFT", "Orthogonal fine-tuning", _ARXIV + "2306.07280"),
-    Method("osf", "OSF", "Orthogonal subspaces", _ARXIV + "2504.07097"),
+    Method("osf", "OSF", "Orthogonal subspaces", _ARXIV + "2504.07097", ("merge",), PEFT_ITSELF),
     Method("p_tuning", "P_TUNING", "P-tuning", _ARXIV + "2103.10385"),
-    Method("peanut", "PEANUT", "PEANuT", _ARXIV + "2410.01870"),
+    Method("peanut", "PEANUT", "PEANuT", _ARXIV + "2410.01870", ("merge",), PEFT_ITSELF),
     Method("poly", "POLY", "Polytropon", _ARXIV + "2202.13914"),
     Method("prefix_tuning", "PREFIX_TUNING", "Prefix tuning", _ARXIV + "2101.00190"),
     Method("prompt_tuning", "PROMPT_TUNING", "Prompt tuning", _ARXIV + "2104.08691"),
-    Method("psoft", "PSOFT", "PSOFT", "https://openreview.net/forum?id=FSHrinMArK"),
+    Method(
+        "psoft",
+        "PSOFT",
+        "PSOFT",
+        "https://openreview.net/forum?id=FSHrinMArK",
+        ("merge",),
+        PEFT_ITSELF,
+    ),
     Method("pvera", "PVERA", "PVeRA", _ARXIV + "2512.07703"),
     Method("randlora", "RANDLORA", "RandLoRA", _ARXIV + "2502.00987"),
     Method("road", "ROAD", "RoAd", _ARXIV + "2409.00119"),
     Method("shadow", "SHADOW", "ShadowPEFT", _ARXIV + "2604.19254"),
     Method("shira", "SHIRA", "SHiRA", _ARXIV + "2406.13175"),
-    Method("supertuning", "SUPERTUNING", "Super-Tuning", _ARXIV + "2607.09287"),
-    Method("tinylora", "TINYLORA", "TinyLoRA", _ARXIV + "2602.04118"),
+    Method(
+        "supertuning", "SUPERTUNING", "Super-Tuning", _ARXIV + "2607.09287", ("merge",), PEFT_ITSELF
+    ),
+    Method("tinylora", "TINYLORA", "TinyLoRA", _ARXIV + "2602.04118", ("merge",), PEFT_ITSELF),
     Method("trainable_tokens", "TRAINABLE_TOKENS", "Trainable tokens", None),
-    Method("unilora", "UNILORA", "Uni-LoRA", _ARXIV + "2506.00799"),
+    Method("unilora", "UNILORA", "Uni-LoRA", _ARXIV + "2506.00799", ("merge",), PEFT_ITSELF),
     Method("vblora", "VBLORA", "VB-LoRA", _ARXIV + "2405.15179"),
     Method("vera", "VERA", "VeRA", _ARXIV + "2310.11454"),
-    Method("waveft", "WAVEFT", "WaveFT", _ARXIV + "2505.12532"),
+    Method("waveft", "WAVEFT", "WaveFT", _ARXIV + "2505.12532", ("merge",), PEFT_ITSELF),
     Method("xlora", "XLORA", "X-LoRA", _ARXIV + "2402.07148"),
 )
 
