@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapterhub.errors import NotSupported
-from adapterhub.methods.row import Method
+from adapterhub.methods.row import PEFT_ITSELF, Method
 
 _ARXIV = "https://arxiv.org/abs/"
-PEFT_ITSELF = "through_peft"  # the file of those that PEFT computes
 
 _PEFT = (
     Method("lora", "LORA", "LoRA", _ARXIV + "2106.09685", ("merge", "attach"), "lora"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from adapterhub.adapter import Adapter
@@ -48,71 +48,76 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
 
 def parts(adapter: Adapter) -> Meaning:
     _refuse_derived(adapter)
+    if adapter.method == "tinylora":
+        _refuse_vectors(adapter)
     return complete(adapter, _own(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Transform]:
     sides = signature(adapter).modules
-    kind = str(method(adapter.method).peft_type)
-    common = _settings(adapter)
-    orders = _groups(adapter) if adapter.method == "tinylora" else {}
+    settings = _settings(adapter)
     for module, roles in adapted(adapter):
-        settings, shared = _of_layer(adapter, module, roles, common, orders)
-        compute = partial(_computed, module, kind, settings, roles, shared)
         out, into = sides.get(module, (None, None))
-        into = None if adapter.method == "adamss" else into
-        yield _change(adapter, module, roles, compute, "weight", (out, into))
+        yield _change(Computation(adapter, module, roles, settings, "weight"), (out, into))
         if adapter.method in WITH_BIAS:
-            yield _change(adapter, module, roles, compute, "bias", (out,))
+            yield _change(Computation(adapter, module, roles, settings, "bias"), (out,))
 
 
-def _change(
-    adapter: Adapter,
-    module: str,
-    roles: Roles,
-    compute: Any,
-    parameter: Literal["weight", "bias"],
-    shape: tuple[int | None, ...],
-) -> Transform:
-    with_bias = adapter.method in WITH_BIAS
+def _change(computation: Computation, shape: tuple[int | None, ...]) -> Transform:
     return Transform(
-        module,
-        parameter,
-        partial(compute, parameter, with_bias),
+        computation.module,
+        computation.parameter,
+        computation,
         shape,
-        tuple(roles),
-        optional=parameter == "bias",
+        tuple(computation.roles),
+        optional=computation.parameter == "bias",
         exact=False,
         looks_around=True,
         by=peft_layer.version(),
     )
 
 
-def _computed(
-    module: str,
-    peft_type: str,
-    settings: Mapping[str, Any],
-    own: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    parameter: str,
-    with_bias: bool,
-    around: Surroundings,
-    value: Values,
-) -> Values:
-    if parameter == "weight":
-        weight: Values | None = value
-        bias = around.read(module, "bias") if with_bias else None
-    else:
-        weight, bias = around.read(module, "weight"), value
-    if weight is None or weight.ndim != 2:
-        raise NotMergeable(f"{shown(module)} has no weight that is a matrix")
-    made = peft_layer.merged(
-        peft_layer.Layer(module, weight, bias), peft_type, settings, own, shared
-    )
-    found = made.weight if parameter == "weight" else made.bias
-    if found is None:
-        raise NotMergeable(f"{shown(module)} lost its {parameter} in PEFT")
-    return found
+@dataclass(frozen=True, eq=False)
+class Computation:
+    """What becomes of one parameter of a layer. `settings`: those that all layers share."""
+
+    adapter: Adapter
+    module: str
+    roles: Roles
+    settings: Mapping[str, Any]
+    parameter: Literal["weight", "bias"]
+
+    def __call__(self, around: Surroundings, value: Values) -> Values:
+        """Raises NotMergeable and MissingExtra."""
+        settings, shared = self._of_layer(around)
+        kind = str(method(self.adapter.method).peft_type)
+        layer = self._layer(around, value)
+        made = peft_layer.merged(layer, kind, settings, self.roles, shared)
+        found = made.weight if self.parameter == "weight" else made.bias
+        return value if found is None else found
+
+    def _layer(self, around: Surroundings, value: Values) -> peft_layer.Layer:
+        if self.parameter == "weight":
+            beside = around.read(self.module, "bias") if self.adapter.method in WITH_BIAS else None
+            return peft_layer.Layer(self.module, value, beside)
+        weight = around.read(self.module, "weight")
+        if weight is None:
+            raise NotMergeable(f"{shown(self.module)} has a bias and no weight in this base")
+        return peft_layer.Layer(self.module, weight, value)
+
+    def _of_layer(self, around: Surroundings) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Settings that make a model of this layer alone, and the tensors of no module."""
+        shared, roles = self.adapter.modules.get("", {}), self.roles
+        if self.adapter.method == "waveft":  # the file tells what a pattern or other layers did
+            return {**self.settings, "n_frequency": roles["waveft_spectrum"].shape[0]}, shared
+        if self.adapter.method == "osf":
+            return {**self.settings, "effective_rank": _kept(roles)}, shared
+        if self.adapter.method == "tinylora":
+            place, group = _place(self.adapter, self.module, around)
+            seed = int(Settings(self.adapter).get("projection_seed")) + place
+            own = {"tinylora_v.0": shared[f"tinylora_v.{group}"]}
+            return {**self.settings, "weight_tying": 0.0, "projection_seed": seed}, own
+        return self.settings, shared
 
 
 # --- the config of one layer ------------------------------------------------------------------
@@ -137,25 +142,6 @@ def _settings(adapter: Adapter) -> dict[str, Any]:
     return found
 
 
-def _of_layer(
-    adapter: Adapter,
-    module: str,
-    roles: Roles,
-    common: Mapping[str, Any],
-    groups: Mapping[str, int],
-) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-    """The settings that make a model of this layer alone, and the tensors that it shares."""
-    shared = dict(adapter.modules.get("", {}))
-    if adapter.method == "waveft":  # the file tells what a pattern or the other layers did
-        return {**common, "n_frequency": roles["waveft_spectrum"].shape[0]}, shared
-    if adapter.method == "osf":
-        return {**common, "effective_rank": _kept(roles)}, shared
-    if adapter.method == "tinylora":
-        own = shared[f"tinylora_v.{groups[module]}"]
-        return {**common, "weight_tying": 0.0}, {"tinylora_v.0": own}
-    return common, shared
-
-
 def _kept(roles: Roles) -> int:
     """How many singular values OSF has left alone: all but those that it trained."""
     out, trained = roles["osf_svd_params.U_low"].shape
@@ -168,7 +154,6 @@ def _refuse_derived(adapter: Adapter) -> None:
     saved = {
         "frod": any(role.startswith("frod_V.") for role in shared),
         "unilora": any("unilora_indices_A" in roles for _, roles in adapted(adapter)),
-        "tinylora": all("tinylora_P" in roles for _, roles in adapted(adapter)),
     }
     field = "save_indices" if adapter.method == "unilora" else "save_projection"
     if not saved.get(adapter.method, True):
@@ -179,30 +164,41 @@ def _refuse_derived(adapter: Adapter) -> None:
         )
 
 
-def _groups(adapter: Adapter) -> Mapping[str, int]:
-    """Which of TinyLoRA's vectors a layer uses (Morris et al., https://arxiv.org/abs/2602.04118).
+# --- TinyLoRA (Morris et al., https://arxiv.org/abs/2602.04118) --------------------------------
 
-    PEFT numbers the layers in the order of the model and gives each group of neighbours a vector.
-    Layers that differ in their numbers alone come in the order of these; others have an order that
-    no file tells. Raises NotMergeable.
-    """
-    modules = [module for module, _ in adapted(adapter)]
+
+def _grouping(adapter: Adapter) -> tuple[int, int]:
+    """How many vectors the layers share, and how many neighbours share one, as peft counts."""
+    layers = sum(1 for _ in adapted(adapter))
     tying = float(Settings(adapter).get("weight_tying"))
-    count = max(1, round(len(modules) * (1.0 - tying)))
-    size = max(1, len(modules) // count)
-    if count > 1 and len({re.sub(r"\d+", "*", module) for module in modules}) > 1:
+    count = max(1, round(layers * (1.0 - tying)))
+    return count, max(1, layers // count)
+
+
+def _refuse_vectors(adapter: Adapter) -> None:
+    layers = sum(1 for _ in adapted(adapter))
+    count, size = _grouping(adapter)
+    used = {f"tinylora_v.{min(place // size, count - 1)}" for place in range(layers)}
+    there = {role for role in adapter.modules.get("", {}) if role.startswith("tinylora_v.")}
+    if used != there:
         raise NotMergeable(
-            f"TinyLoRA shares {count} vectors among layers by their order in the model, which the "
-            "files do not tell for layers of several kinds",
-            remedy="merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()",
-        )
-    modules.sort(key=lambda module: [int(number) for number in re.findall(r"\d+", module)])
-    found = {module: min(i // size, count - 1) for i, module in enumerate(modules)}
-    vectors = sum(role.startswith("tinylora_v.") for role in adapter.modules.get("", {}))
-    if set(found.values()) != set(range(vectors)):
-        raise NotMergeable(
-            f"TinyLoRA has {vectors} vectors, and its {len(modules)} layers use "
-            f"{len(set(found.values()))}",
+            f"TinyLoRA has {len(there)} vectors, and its {layers} layers use {len(used)}",
             remedy="check weight_tying, and that no layer is missing",
         )
-    return found
+
+
+def _place(adapter: Adapter, module: str, around: Surroundings) -> tuple[int, int]:
+    """The layer's number in the order of the model, and that of its vector."""
+    count, size = _grouping(adapter)
+    modules, is_saved = dict(adapted(adapter)), "tinylora_P" in adapter.modules[module]
+    if count == 1 and is_saved:
+        return 0, 0
+    found = around.ordered(list(modules))
+    if found is None:
+        raise NotMergeable(
+            "TinyLoRA hands out its vectors in the order of the model's layers, which the files do "
+            "not tell, and this base's class is not one that transformers knows",
+            remedy="merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()",
+        )
+    place = found.index(module)
+    return place, min(place // size, count - 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from adapterhub._introspect import ordered
 from adapterhub.methods.meaning import Values
 from adapterhub.registry.naming import Naming
 
@@ -26,3 +28,7 @@ class BaseAround:
         if parameter == "weight" and self.naming.kind(module) == "Conv1D":
             return np.ascontiguousarray(values.T)
         return values.reshape(values.shape[0], -1)
+
+    def ordered(self, modules: Sequence[str]) -> list[str] | None:
+        kind, result = self.naming.base.model_type, self.naming.result
+        return ordered(kind, result.name, modules) if kind and result else None

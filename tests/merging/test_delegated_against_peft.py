@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from test_methods_against_peft import (
     Case,
+)
+from test_methods_against_peft import (
     test_a_merge_computes_what_peft_computes as check,
 )
 
@@ -40,10 +42,17 @@ CASES = [
         "PsoftConfig",
         {**SOME, "r": 4, "psoft_svd": "lowrank", "random_seed": 3, "ab_svd_init": "pissa_init"},
     ),
-    Case("psoft-conv1d", "PsoftConfig", {**GPT2, "r": 4, "use_cayley_neumann": True}, "gpt2"),
+    Case("psoft-neumann", "PsoftConfig", {**SOME, "r": 4, "use_cayley_neumann": True}),
+    Case("psoft-any", "PsoftConfig", {**SOME, "r": 4, "psoft_orth": False, "psoft_mag_a": False}),
     Case("supertuning", "SupertuningConfig", {**SOME, "sparsity": 0.8}),
     Case("supra", "SupertuningConfig", {**SOME, "sparsity": 0.8, "r": 3, "lora_alpha": 6}),
     Case("tinylora", "TinyLoraConfig", {"target_modules": ["q_proj"], "r": 2, "u": 5}),
+    Case("tinylora-kinds", "TinyLoraConfig", {**SOME, "r": 2, "u": 5}),
+    Case(
+        "tinylora-groups",
+        "TinyLoraConfig",
+        {**SOME, "r": 2, "u": 5, "weight_tying": 0.6, "save_projection": False},
+    ),
     Case("tinylora-tied", "TinyLoraConfig", {**SOME, "r": 2, "u": 5, "weight_tying": 1.0}),
     Case("tinylora-conv1d", "TinyLoraConfig", {"target_modules": ["c_attn"], "u": 5}, "gpt2"),
     Case("unilora", "UniLoraConfig", {**SOME, "save_indices": True, "theta_d_length": 40}),
