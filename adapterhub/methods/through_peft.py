@@ -36,6 +36,7 @@ _NOT_THE_FORMULA = frozenset(
     | {"proportional_parameters", "n_frequency_pattern", "rank_pattern", "target_svd_config"}
     | {"trainable_token_indices", "ensure_weight_tying"}
 )
+BY_HAND = "merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()"
 _DROPOUT = re.compile(r".*_dropout")
 _LOOPS = {"num_cayley_neumann_terms": 64, "psoft_svd_lowrank_niter": 64, "depth": 64}
 
@@ -160,7 +161,7 @@ def _refuse_derived(adapter: Adapter) -> None:
         raise NotMergeable(
             f"{method(adapter.method).title} was saved without what it shares between layers "
             f"({field}), and PEFT makes that anew from the whole model",
-            remedy=f"load it with peft, set {field} to true in its config, and save it again",
+            remedy=BY_HAND,
         )
 
 
@@ -198,7 +199,7 @@ def _place(adapter: Adapter, module: str, around: Surroundings) -> tuple[int, in
         raise NotMergeable(
             "TinyLoRA hands out its vectors in the order of the model's layers, which the files do "
             "not tell, and this base's class is not one that transformers knows",
-            remedy="merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()",
+            remedy=BY_HAND,
         )
     place = found.index(module)
     return place, min(place // size, count - 1)

@@ -22,7 +22,7 @@ class BaseAround:
         tensor = self.naming.base.tensors.get(f"{self.naming.stored(module)}.{parameter}")
         if tensor is None:
             return None
-        values = np.asarray(tensor.read(), np.float32)
+        values = np.array(tensor.read(), np.float32)
         if values.ndim < 2:
             return values
         if parameter == "weight" and self.naming.kind(module) == "Conv1D":

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +17,8 @@ from safetensors.numpy import load_file, save_file
 from test_methods_against_peft import Case, made
 
 from adapterhub import merging as merge
-from adapterhub.errors import InvalidAdapter, MissingExtra, NotMergeable
+from adapterhub.errors import MissingExtra, NotMergeable
 from adapterhub.merging import Options, Source
-from adapterhub.methods import peft_layer
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -45,12 +43,11 @@ def reconfigured(path: Path, **fields: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
-def retensored(path: Path, change: Any) -> Mapping[str, Any]:
+def retensored(path: Path, change: Any) -> None:
     file = path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
-    return tensors
 
 
 # --- what is said -----------------------------------------------------------------------------
@@ -119,8 +116,7 @@ def test_a_bf16_base_is_rounded_once(tmp_path: Path) -> None:
 def test_frod_takes_u_from_the_v_of_the_file(tmp_path: Path) -> None:
     """W' = U (S + diag λ) Vᵀ with the columns of W V⁻ᵀ, normed, for U."""
     case = Case("frod", "FrodConfig", {"target_modules": ["q_proj"], "sparse_rate": 0.2})
-    live = made(case, tmp_path)
-    del live
+    made(case, tmp_path)
     own: dict[str, Any] = {}
 
     def flip(tensors: dict[str, Any]) -> None:
@@ -214,7 +210,7 @@ def test_adamss_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(DEFT, tmp_path)
-    monkeypatch.setattr(peft_layer.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtra, match="computed by PEFT itself, needs the package peft"):
         planned(tmp_path)
 
@@ -227,7 +223,7 @@ def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             Case("uni", "UniLoraConfig", {"target_modules": ["q_proj"]}),
-            "Uni-LoRA was saved without",
+            r"Uni-LoRA was saved without what it shares between layers \(save_indices\)",
         ),
         (
             Case("frod", "FrodConfig", {"target_modules": ["q_proj"], "save_projection": False}),
@@ -242,10 +238,10 @@ def test_what_only_the_whole_model_tells(case: Case, said: str, tmp_path: Path) 
         planned(tmp_path)
 
 
-def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
-    made(DEFT, tmp_path)
-    reconfigured(tmp_path, decomposition_method="svd")
-    with pytest.raises((NotMergeable, InvalidAdapter), match="decomposition_method"):
+def test_what_peft_refuses_is_said_by_name(tmp_path: Path) -> None:
+    made(Case("waveft", "WaveFTConfig", {"target_modules": ["q_proj"], "n_frequency": 9}), tmp_path)
+    reconfigured(tmp_path, wavelet_family="db99")
+    with pytest.raises(NotMergeable, match=r"q_proj.: peft .* refuses it: .*db99 not supported"):
         merged(tmp_path)
 
 
@@ -272,8 +268,8 @@ def test_indices_of_frod_outside_of_its_matrix(tmp_path: Path) -> None:
 
 def test_a_count_that_would_never_end(tmp_path: Path) -> None:
     made(Case("psoft", "PsoftConfig", {"target_modules": ["q_proj"], "r": 4}), tmp_path)
-    reconfigured(tmp_path, use_cayley_neumann=True, num_cayley_neumann_terms=10**9)
-    with pytest.raises((NotMergeable, InvalidAdapter, ValueError), match="num_cayley_neumann"):
+    reconfigured(tmp_path, use_cayley_neumann=True, num_cayley_neumann_terms=10**6)
+    with pytest.raises(NotMergeable, match="num_cayley_neumann_terms is 1000000, and no more"):
         planned(tmp_path)
 
 
