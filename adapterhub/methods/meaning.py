@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -89,6 +89,9 @@ class Surroundings(Protocol):
 
     def read(self, module: str, parameter: str) -> Values | None:
         """fp32, oriented as for `Transform.apply`; None where the base has no such parameter."""
+
+    def linears(self) -> Mapping[str, tuple[int, int]] | None:
+        """Every linear layer and its (out, in); None where that is not known."""
 
     def ordered(self, modules: Sequence[str]) -> list[str] | None:
         """As the model has them one after the other; None where that is not known."""

@@ -74,7 +74,7 @@ _PEFT = (
     ),
     Method("tinylora", "TINYLORA", "TinyLoRA", _ARXIV + "2602.04118", ("merge",), PEFT_ITSELF),
     Method("trainable_tokens", "TRAINABLE_TOKENS", "Trainable tokens", None),
-    Method("unilora", "UNILORA", "Uni-LoRA", _ARXIV + "2506.00799", ("merge",), PEFT_ITSELF),
+    Method("unilora", "UNILORA", "Uni-LoRA", _ARXIV + "2506.00799", ("merge",), "unilora"),
     Method("vblora", "VBLORA", "VB-LoRA", _ARXIV + "2405.15179"),
     Method("vera", "VERA", "VeRA", _ARXIV + "2310.11454"),
     Method("waveft", "WAVEFT", "WaveFT", _ARXIV + "2505.12532", ("merge",), PEFT_ITSELF),

@@ -1,6 +1,6 @@
 """Methods whose merge is left to PEFT, layer by layer; their formulas stand in peft's tuners.
 
-    adamss  deft  frod  glora  osf  peanut  psoft  supertuning  tinylora  unilora  waveft
+    adamss  deft  frod  glora  osf  peanut  psoft  supertuning  tinylora  waveft    (and unilora)
 
 The engine streams as ever: each weight (and, where the method changes it, its bias) becomes what
 `peft_layer.merged` makes of it and the layer's tensors in fp32, and is rounded once to the stored
@@ -20,7 +20,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods import peft_layer
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Surroundings, Transform, Values
-from adapterhub.methods.mergeable import Roles, Settings, adapted, complete
+from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, replacements
 from adapterhub.methods.table import method
 from adapterhub.tensorfile import Tensor, shown
 
@@ -44,17 +44,18 @@ _LOOPS = {"num_cayley_neumann_terms": 64, "psoft_svd_lowrank_niter": 64, "depth"
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
     """Raises MissingExtra where peft is not installed."""
     peft_layer.require()
-    return parts(adapter)
-
-
-def parts(adapter: Adapter) -> Meaning:
     _refuse_derived(adapter)
     if adapter.method == "tinylora":
         _refuse_vectors(adapter)
-    return complete(adapter, _own(adapter))
+    return complete(adapter, changes(adapter))
 
 
-def _own(adapter: Adapter) -> Iterator[Transform]:
+def parts(adapter: Adapter) -> Meaning:
+    return (*changes(adapter), *replacements(adapter))
+
+
+def changes(adapter: Adapter) -> Iterator[Transform]:
+    """One for each parameter that PEFT computes."""
     sides = signature(adapter).modules
     settings = _settings(adapter)
     for module, roles in adapted(adapter):

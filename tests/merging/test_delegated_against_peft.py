@@ -55,6 +55,18 @@ CASES = [
     ),
     Case("tinylora-tied", "TinyLoraConfig", {**SOME, "r": 2, "u": 5, "weight_tying": 1.0}),
     Case("tinylora-conv1d", "TinyLoraConfig", {"target_modules": ["c_attn"], "u": 5}, "gpt2"),
+    Case("unilora-theta", "UniLoraConfig", {**SOME, "theta_d_length": 40}),
+    Case(
+        "unilora-theta-pattern",
+        "UniLoraConfig",
+        {
+            "target_modules": r".*\.(up|down|k)_proj",
+            "theta_d_length": 40,
+            "proj_seed": 7,
+            "init_theta_d_bound": 0.3,
+        },
+    ),
+    Case("unilora-theta-conv1d", "UniLoraConfig", {**GPT2, "theta_d_length": 40}, "gpt2"),
     Case("unilora", "UniLoraConfig", {**SOME, "save_indices": True, "theta_d_length": 40}),
     Case(
         "unilora-conv1d",

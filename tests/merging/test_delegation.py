@@ -222,8 +222,10 @@ def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("case", "said"),
     [
         (
-            Case("uni", "UniLoraConfig", {"target_modules": ["q_proj"]}),
-            r"Uni-LoRA was saved without what it shares between layers \(save_indices\)",
+            Case(
+                "uni", "UniLoraConfig", {"target_modules": ["q_proj"], "layers_to_transform": [1]}
+            ),
+            r"holds its numbers and not their places \(save_indices\), and which layers",
         ),
         (
             Case("frod", "FrodConfig", {"target_modules": ["q_proj"], "save_projection": False}),
