@@ -45,6 +45,7 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
     """Raises MissingExtra where peft is not installed."""
     peft_layer.require()
     _refuse_derived(adapter)
+    _refuse_loops(adapter)
     if adapter.method == "tinylora":
         _refuse_vectors(adapter)
     return complete(adapter, changes(adapter))
@@ -127,21 +128,24 @@ class Computation:
 
 def _settings(adapter: Adapter) -> dict[str, Any]:
     """What the config says of the formula."""
-    found = {
+    return {
         field: value
         for field, value in adapter.config.items()
         if value is not None
         and field in method(adapter.method).fields() - _NOT_THE_FORMULA
         and not _DROPOUT.fullmatch(field)
     }
+
+
+def _refuse_loops(adapter: Adapter) -> None:
     for field, most in _LOOPS.items():
-        if isinstance(found.get(field), int) and found[field] > most:
+        said = Settings(adapter).get(field)
+        if isinstance(said, int) and said > most:
             raise NotMergeable(
-                f"adapter_config.json: {field} is {found[field]}, and no more than {most} are "
+                f"adapter_config.json: {field} is {said}, and no more than {most} are "
                 "computed here",
                 remedy="check the field",
             )
-    return found
 
 
 def _kept(roles: Roles) -> int:
