@@ -44,7 +44,10 @@ DOORS = {
     "rich": ("cli/",),
     "sqlite_utils": ("store/",),
     "starlette": ("hub/server/",),
-    "torch": ("runtime/", "formats/pickles.py", "_introspect/", "methods/peft_layer.py"),
+    "torch": (
+        *("runtime/", "formats/pickles.py", "_introspect/", "methods/peft_layer.py"),
+        *("methods/fourierft.py", "methods/projections.py"),
+    ),
     "transformers": ("runtime/", "_introspect/"),
     "uvicorn": ("hub/server/",),
     "yaml": ("formats/card.py", "hub/client/frontmatter.py"),

@@ -19,6 +19,7 @@ from adapterhub.methods import (
     LowRank,
     Part,
     Replacement,
+    Shaped,
     TokenRows,
     Transform,
 )
@@ -26,6 +27,7 @@ from adapterhub.registry.around import BaseAround
 from adapterhub.registry.experts import Site
 from adapterhub.registry.fit import Naming
 from adapterhub.registry.places import sites
+from adapterhub.registry.shaped import settled
 from adapterhub.registry.tied import is_saved_copy
 from adapterhub.registry.whole import spot
 from adapterhub.tensorfile import Tensor
@@ -50,7 +52,9 @@ class Draft:
 
     def add(self, number: int, part: Part) -> None:
         """Take in one part of adapter `number`. Raises NotMergeable."""
-        if isinstance(part, LowRank):
+        if isinstance(part, Shaped):
+            self.add(number, *settled(self.naming, (part,)))
+        elif isinstance(part, LowRank):
             self._add_low_rank(number, part)
         elif isinstance(part, BiasDelta):
             self._add_bias(number, part)
@@ -110,7 +114,7 @@ class Draft:
         refuse_convolution(self.naming, part.module)
         _refuse_magnitude(source, part)
         found = sites(self.naming, part, source.adapter.config)
-        for role, tensor in zip(part.roles, _tensors(part), strict=True):
+        for role, tensor in zip(part.roles, _tensors(part), strict=False):
             _refuse_factor(f"{part.module}.{role}", tensor)
         count = times(self.naming, source.adapter, part)
         self._low_rank_fates(number, part, found, count)

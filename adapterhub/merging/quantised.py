@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapterhub.base import Base
 from adapterhub.errors import NotMergeable
-from adapterhub.methods import Delta, LowRank, Meaning, Transform
+from adapterhub.methods import Delta, LowRank, Meaning, Shaped, Transform
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.places import stored_names
 from adapterhub.registry.whole import stored_name
@@ -32,6 +32,8 @@ def refuse_quantised(base: Base, meaning: Meaning) -> None:
         names = stored_names(naming, part) if isinstance(part, LowRank) else ()
         if isinstance(part, Delta | Transform) and stored_name(naming, part) in base.tensors:
             names = (stored_name(naming, part),)
+        if isinstance(part, Shaped) and f"{naming.stored(part.module)}.weight" in base.tensors:
+            names = (f"{naming.stored(part.module)}.weight",)
         modules = {naming.stored(part.module), *(name.rpartition(".")[0] for name in names)}
         for module in sorted(modules):
             _refuse_what_stands_beside(base, module)

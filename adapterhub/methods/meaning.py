@@ -104,8 +104,9 @@ class Transform:
     `apply` takes and gives fp32 of one shape, (out, in · kernel) of a weight and (out,) of a bias,
     and may write to what it is given. `shape`: the sizes that the adapter's tensors ask for, None
     where they ask for none. `optional`: nothing happens where the base has no such parameter.
-    `exact`: whether it gives the same bits on every machine. `looks_around`: `apply` takes
-    Surroundings before the values. `by`: whose arithmetic it is, where it is not our own.
+    `exact`: whether it gives the same bits on every machine. `pointwise`: only kernels of one
+    element, if the weight is of a convolution. `looks_around`: `apply` takes Surroundings before
+    the values. `by`: whose arithmetic it is, where it is not our own.
     """
 
     module: str
@@ -115,6 +116,7 @@ class Transform:
     roles: tuple[str, ...]
     optional: bool = False
     exact: bool = True
+    pointwise: bool = False
     looks_around: bool = False
     by: str = ""
 
@@ -123,12 +125,29 @@ class Transform:
         return partial(self.apply, surroundings) if self.looks_around else self.apply
 
 
-Part = LowRank | BiasDelta | Replacement | TokenRows | Delta | Transform
+ShapeOf = Callable[[str], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What becomes a LowRank or a Delta of `module` once the base tells the shapes of its weights.
+
+    `make` takes a function from a module to the shape of its weight, (out, in, *kernel) as the
+    formula has it, which raises for a module that the base lacks. `make` raises BaseMismatch, its
+    message a sentence about the module. `roles`: those of what it makes.
+    """
+
+    module: str
+    make: Callable[[ShapeOf], LowRank | Delta]
+    roles: tuple[str, ...]
+
+
+Part = LowRank | BiasDelta | Replacement | TokenRows | Delta | Transform | Shaped
 Meaning = tuple[Part, ...]
 
 
 def roles_of(part: Part) -> tuple[str, ...]:
     """The roles, in its module, of the tensors that a part uses."""
-    if isinstance(part, LowRank | Delta | Transform):
+    if isinstance(part, LowRank | Delta | Transform | Shaped):
         return part.roles
     return (part.role,)

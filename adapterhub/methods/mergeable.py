@@ -80,6 +80,10 @@ class Settings:
         value = self._config.get(field)
         return self._properties.get(field, {}).get("default") if value is None else value
 
+    def given(self, field: str) -> Any:
+        """As `get`, but null stays null, which PEFT takes for no."""
+        return self._config[field] if field in self._config else self.get(field)
+
     def of(self, module: str, field: str, pattern: str) -> Any:
         """As `get`, and what the first key of the field `pattern` that matches the module says.
 
@@ -97,6 +101,10 @@ class Settings:
 
 def product(b: Tensor, a: Tensor) -> Values:
     """b · a in the order of DESIGN §4, so the same bits everywhere; b: (m, k), a: (k, n)."""
-    factor = Factor(a=fp32(a), b=fp32(b), scale=np.float32(1.0))
-    zeros = np.zeros((b.shape[0], a.shape[1]), np.float32)
-    return merge_low_rank(zeros, [factor])
+    return multiplied(fp32(b), fp32(a))
+
+
+def multiplied(b: Values, a: Values) -> Values:
+    """`product` of what is in memory."""
+    factor = Factor(np.ascontiguousarray(a), np.ascontiguousarray(b), np.float32(1.0))
+    return merge_low_rank(np.zeros((b.shape[0], a.shape[1]), np.float32), [factor])

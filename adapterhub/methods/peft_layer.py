@@ -16,7 +16,6 @@ from importlib import metadata, util
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapterhub.errors import AdapterHubError, MissingExtra, NotMergeable
 from adapterhub.methods.computed import fp32
@@ -42,13 +41,6 @@ def require() -> None:
     """Without importing it. Raises MissingExtra."""
     if util.find_spec("peft") is None:
         raise MissingExtra("peft", "peft", "this method, which is computed by PEFT itself,")
-
-
-def unilora_places(total: int, count: int, seed: int) -> NDArray[np.int32]:
-    """(total,): which of `count` numbers stands in each place, as PEFT shuffles them."""
-    from peft.tuners.unilora.model import UniLoraModel
-
-    return np.asarray(UniLoraModel.generate_index(total, count, seed).numpy(), np.int32)
 
 
 def version() -> str:

@@ -72,7 +72,7 @@ class Method:
     @property
     def by(self) -> str:
         """The library that computes its merges, if that is not our own arithmetic."""
-        return "peft" if self.file in (PEFT_ITSELF, "unilora") else ""
+        return "peft" if self.file == PEFT_ITSELF else ""
 
     @property
     def implementation(self) -> Implementation:

@@ -34,6 +34,8 @@ def contradiction(
         return ""
     if size.unless and config.get(size.unless) and found <= expected:
         return ""
+    if size.either and found == config.get(size.field):
+        return ""
     if size.clamped and found < expected and (None in sides or found == min(s or 0 for s in sides)):
         return ""
     if size.field == "num_virtual_tokens" and found == expected * _parts(config):

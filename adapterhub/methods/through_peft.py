@@ -1,6 +1,6 @@
 """Methods whose merge is left to PEFT, layer by layer; their formulas stand in peft's tuners.
 
-    adamss  deft  frod  glora  osf  peanut  psoft  supertuning  tinylora  waveft    (and unilora)
+    adamss  deft  frod  glora  osf  peanut  psoft  waveft
 
 The engine streams as ever: each weight (and, where the method changes it, its bias) becomes what
 `peft_layer.merged` makes of it and the layer's tensors in fp32, and is rounded once to the stored
@@ -22,7 +22,7 @@ from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Surroundings, Transform, Values
 from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, replacements
 from adapterhub.methods.table import method
-from adapterhub.tensorfile import Tensor, shown
+from adapterhub.tensorfile import shown
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
@@ -46,8 +46,6 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
     peft_layer.require()
     _refuse_derived(adapter)
     _refuse_loops(adapter)
-    if adapter.method == "tinylora":
-        _refuse_vectors(adapter)
     return complete(adapter, changes(adapter))
 
 
@@ -92,9 +90,10 @@ class Computation:
 
     def __call__(self, around: Surroundings, value: Values) -> Values:
         """Raises NotMergeable and MissingExtra."""
-        settings, shared = self._of_layer(around)
+        settings = self._of_layer()
         kind = str(method(self.adapter.method).peft_type)
         layer = self._layer(around, value)
+        shared = self.adapter.modules.get("", {})
         made = peft_layer.merged(layer, kind, settings, self.roles, shared)
         found = made.weight if self.parameter == "weight" else made.bias
         return value if found is None else found
@@ -108,19 +107,13 @@ class Computation:
             raise NotMergeable(f"{shown(self.module)} has a bias and no weight in this base")
         return peft_layer.Layer(self.module, weight, value)
 
-    def _of_layer(self, around: Surroundings) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-        """Settings that make a model of this layer alone, and the tensors of no module."""
-        shared, roles = self.adapter.modules.get("", {}), self.roles
+    def _of_layer(self) -> Mapping[str, Any]:
+        """The settings that make a model of this layer alone."""
         if self.adapter.method == "waveft":  # the file tells what a pattern or other layers did
-            return {**self.settings, "n_frequency": roles["waveft_spectrum"].shape[0]}, shared
+            return {**self.settings, "n_frequency": self.roles["waveft_spectrum"].shape[0]}
         if self.adapter.method == "osf":
-            return {**self.settings, "effective_rank": _kept(roles)}, shared
-        if self.adapter.method == "tinylora":
-            place, group = _place(self.adapter, self.module, around)
-            seed = int(Settings(self.adapter).get("projection_seed")) + place
-            own = {"tinylora_v.0": shared[f"tinylora_v.{group}"]}
-            return {**self.settings, "weight_tying": 0.0, "projection_seed": seed}, own
-        return self.settings, shared
+            return {**self.settings, "effective_rank": _kept(self.roles)}
+        return self.settings
 
 
 # --- the config of one layer ------------------------------------------------------------------
@@ -155,56 +148,11 @@ def _kept(roles: Roles) -> int:
 
 
 def _refuse_derived(adapter: Adapter) -> None:
-    """What hangs on the model as a whole and is not in the files."""
-    shared = adapter.modules.get("", {})
-    saved = {
-        "frod": any(role.startswith("frod_V.") for role in shared),
-        "unilora": any("unilora_indices_A" in roles for _, roles in adapted(adapter)),
-    }
-    field = "save_indices" if adapter.method == "unilora" else "save_projection"
-    if not saved.get(adapter.method, True):
+    """What hangs on the weights of many layers and is not in the files."""
+    saved = any(role.startswith("frod_V.") for role in adapter.modules.get("", {}))
+    if adapter.method == "frod" and not saved:
         raise NotMergeable(
-            f"{method(adapter.method).title} was saved without what it shares between layers "
-            f"({field}), and PEFT makes that anew from the whole model",
+            "FRoD was saved without what its layers share (save_projection), and PEFT makes that "
+            "anew from all of their weights together",
             remedy=BY_HAND,
         )
-
-
-# --- TinyLoRA (Morris et al., https://arxiv.org/abs/2602.04118) --------------------------------
-
-
-def _grouping(adapter: Adapter) -> tuple[int, int]:
-    """How many vectors the layers share, and how many neighbours share one, as peft counts."""
-    layers = sum(1 for _ in adapted(adapter))
-    tying = float(Settings(adapter).get("weight_tying"))
-    count = max(1, round(layers * (1.0 - tying)))
-    return count, max(1, layers // count)
-
-
-def _refuse_vectors(adapter: Adapter) -> None:
-    layers = sum(1 for _ in adapted(adapter))
-    count, size = _grouping(adapter)
-    used = {f"tinylora_v.{min(place // size, count - 1)}" for place in range(layers)}
-    there = {role for role in adapter.modules.get("", {}) if role.startswith("tinylora_v.")}
-    if used != there:
-        raise NotMergeable(
-            f"TinyLoRA has {len(there)} vectors, and its {layers} layers use {len(used)}",
-            remedy="check weight_tying, and that no layer is missing",
-        )
-
-
-def _place(adapter: Adapter, module: str, around: Surroundings) -> tuple[int, int]:
-    """The layer's number in the order of the model, and that of its vector."""
-    count, size = _grouping(adapter)
-    modules, is_saved = dict(adapted(adapter)), "tinylora_P" in adapter.modules[module]
-    if count == 1 and is_saved:
-        return 0, 0
-    found = around.ordered(list(modules))
-    if found is None:
-        raise NotMergeable(
-            "TinyLoRA hands out its vectors in the order of the model's layers, which the files do "
-            "not tell, and this base's class is not one that transformers knows",
-            remedy=BY_HAND,
-        )
-    place = found.index(module)
-    return place, min(place // size, count - 1)

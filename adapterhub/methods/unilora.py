@@ -1,99 +1,133 @@
-"""Uni-LoRA: factors whose entries are a few numbers (Li et al., https://arxiv.org/abs/2506.00799).
+"""Uni-LoRA: factors out of one trained vector (Li et al., https://arxiv.org/abs/2506.00799).
 
-    ΔW = B·A      A = θ[indices_A] · scales_A : (r, in)      B = θ[indices_B] · scales_B : (out, r)
+    ΔW = B · A      A = θ[indices_A] ⊙ scales_A: (r, in)      B = θ[indices_B] ⊙ scales_B: (out, r)
 
-PEFT shuffles the places of all entries of all layers by one seed, and each scale is 1/√n where θ's
-number stands n times. Adapters hold both where `save_indices` says so, and by default θ alone: then
-they follow from the sizes of the base's layers and their order in the model. PEFT computes the rest
-(see `through_peft`).
+Without `save_indices` the files hold θ alone. PEFT then deals the indices out anew to all layers
+that `target_modules` means, in the order of the model: each number of θ is in the deck as often as
+any other, one more or less, and numpy shuffles it by `proj_seed`; a scale is 1/√n for a number that
+is there n times. The base has to tell the layers. Products are rounded once. Roles:
+unilora_indices_A, unilora_scales_A, unilora_indices_B, unilora_scales_B; shared unilora_theta_d.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub.adapter import Adapter
 from adapterhub.errors import NotMergeable
-from adapterhub.methods import peft_layer, through_peft
-from adapterhub.methods.computed import Computed
+from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
-from adapterhub.methods.meaning import Meaning, Surroundings, Transform, Values
-from adapterhub.methods.mergeable import Settings, adapted, complete
+from adapterhub.methods.meaning import LowRank, Meaning, Surroundings, Values
+from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, replacements
 from adapterhub.methods.patterns import Clock, WholePattern
-from adapterhub.methods.through_peft import meaning, parts
+from adapterhub.methods.scattered import places
 from adapterhub.tensorfile import Tensor
 
-__all__ = ["idle", "meaning", "meaning_over", "parts", "problems", "ranks", "signature"]
 THETA = "unilora_theta_d"
-_MOST = 1 << 24  # fp32 holds every whole number up to it
+BY_HAND = "merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()"
 Sides = tuple[int, int]
+NEEDED = tuple(f"unilora_{what}_{letter}" for letter in "AB" for what in ("indices", "scales"))
+
+__all__ = ["idle", "meaning", "meaning_over", "parts", "problems", "ranks", "signature"]
+
+
+def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
+    return complete(adapter, _own(adapter))
 
 
 def meaning_over(adapter: Adapter, around: Surroundings) -> Meaning:
     """As `meaning`, with the base at hand, which tells what the files do not."""
     if any(adapted(adapter)):
         return meaning(adapter)
-    peft_layer.require()
-    return complete(adapter, _own(adapter, _targets(adapter, around)))
+    return complete(adapter, _dealt(adapter, _targets(adapter, around)))
 
 
-def _own(adapter: Adapter, sides: Mapping[str, Sides]) -> Iterator[Transform]:
-    settings = Settings(adapter)
+def parts(adapter: Adapter) -> Meaning:
+    """None where the files name no layer."""
+    if not any(adapted(adapter)):
+        return tuple(replacements(adapter))
+    return complete(adapter, _own(adapter))
+
+
+def _own(adapter: Adapter) -> Iterator[LowRank]:
+    found = list(adapted(adapter))
+    if not found or any(role not in roles for _, roles in found for role in NEEDED):
+        raise NotMergeable(
+            "Uni-LoRA was saved without the indices of its vector (save_indices), which hang on "
+            "the order of the modules in the model",
+            remedy="load it with peft, set save_indices to true in its config, and save it again",
+        )
+    theta = adapter.modules[""][THETA]
+    for module, roles in found:
+        a, b = (_gathered(module, roles, letter, theta) for letter in "AB")
+        yield LowRank(module, a, b, 1.0, "linear", tuple(roles))
+
+
+def _gathered(module: str, roles: Roles, letter: str, theta: Tensor) -> Computed:
+    indices, scales = roles[f"unilora_indices_{letter}"], roles[f"unilora_scales_{letter}"]
+
+    def compute() -> Values:
+        values = fp32(theta)[places(module, indices.read(), theta.shape[0])]
+        return np.multiply(values, fp32(scales), out=values)
+
+    return Computed(indices.shape, compute, (theta, indices, scales))
+
+
+# --- places that are not saved ----------------------------------------------------------------
+
+
+def _dealt(adapter: Adapter, sides: Mapping[str, Sides]) -> Iterator[LowRank]:
+    settings, theta = Settings(adapter), adapter.modules[""][THETA]
     rank = int(settings.get("r"))
     total = sum(rank * (out + into) for out, into in sides.values())
-    shuffle = Shuffle(total, int(settings.get("theta_d_length")), int(settings.get("proj_seed")))
-    modules: dict[str, Mapping[str, Tensor]] = {"": adapter.modules[""]}
+    deck = Deck(total, theta.shape[0], int(settings.get("proj_seed")))
     first = 0
     for module, (out, into) in sides.items():
-        modules[module] = _roles(shuffle, first, rank, (out, into))
+        a = _of_deck(deck, first, (rank, into), theta)
+        b = _of_deck(deck, first + rank * into, (out, rank), theta)
         first += rank * (out + into)
-    config = {**adapter.config, "save_indices": True}
-    for part in through_peft.changes(replace(adapter, config=config, modules=modules)):
-        yield replace(part, roles=(THETA,), shape=sides[part.module])
+        yield LowRank(module, a, b, 1.0, "linear", (THETA,))
 
 
-def _roles(shuffle: Shuffle, first: int, rank: int, sides: Sides) -> dict[str, Tensor]:
-    out, into = sides
-    shapes = {"A": (rank, into), "B": (out, rank)}
-    starts = {"A": first, "B": first + rank * into}
-    found: dict[str, Tensor] = {}
-    for letter, shape in shapes.items():
-        part = slice(starts[letter], starts[letter] + shape[0] * shape[1])
-        indices = partial(shuffle.indices, part, shape)
-        found[f"unilora_indices_{letter}"] = Computed(shape, indices, ())
-        found[f"unilora_scales_{letter}"] = Computed(shape, partial(shuffle.scales, indices), ())
-    return found
+def _of_deck(deck: Deck, first: int, shape: Sides, theta: Tensor) -> Computed:
+    def compute() -> Values:
+        indices = deck.places[first : first + shape[0] * shape[1]]
+        values = fp32(theta)[indices]
+        return np.multiply(values, deck.scales[indices], out=values).reshape(shape)
+
+    return Computed(shape, compute, (theta,), exact=False)  # another numpy may shuffle otherwise
 
 
 @dataclass(frozen=True, eq=False)
-class Shuffle:
-    """Which of `count` numbers stands in each of `total` places, as `seed` has it."""
+class Deck:
+    """Which of `count` numbers stands in each of `total` places."""
 
     total: int
     count: int
     seed: int
 
     @cached_property
-    def _places(self) -> NDArray[np.int32]:
-        return peft_layer.unilora_places(self.total, self.count, self.seed)
+    def places(self) -> NDArray[np.int32]:
+        generator = np.random.default_rng(self.seed)
+        each, more = divmod(self.total, self.count)
+        deck = np.repeat(np.arange(self.count), each)
+        if more:
+            extra = generator.choice(self.count, size=more, replace=False)
+            deck = np.concatenate([deck, extra])
+        generator.shuffle(deck)
+        return deck.astype(np.int32)
 
     @cached_property
-    def _often(self) -> NDArray[np.int64]:
-        return np.bincount(self._places, minlength=self.count)
-
-    def indices(self, part: slice, shape: tuple[int, int]) -> Values:
-        """In fp32, which holds them exactly."""
-        return self._places[part].astype(np.float32).reshape(shape)
-
-    def scales(self, indices: Callable[[], Values]) -> Values:
-        often = self._often[indices().astype(np.int64)]
-        scales: Values = (1.0 / np.sqrt(often.astype(np.float64))).astype(np.float32)
-        return scales
+    def scales(self) -> Values:
+        """Of each number; 0 for one that is nowhere."""
+        often = np.bincount(self.places, minlength=self.count).astype(np.float64)
+        with np.errstate(divide="ignore"):
+            return np.where(often, 1.0 / np.sqrt(often), 0.0).astype(np.float32)
 
 
 # --- which layers -----------------------------------------------------------------------------
@@ -110,7 +144,7 @@ def _targets(adapter: Adapter, around: Surroundings) -> dict[str, Sides]:
             "this Uni-LoRA holds its numbers and not their places (save_indices), which follow "
             "from the order of the layers that target_modules means, and of this base that is not "
             "known",
-            remedy=through_peft.BY_HAND,
+            remedy=BY_HAND,
         )
     return {name: known[name] for name in found}
 
@@ -121,10 +155,8 @@ def _refuse_settings(adapter: Adapter) -> None:
         raise NotMergeable(
             "this Uni-LoRA holds its numbers and not their places (save_indices), and which layers "
             "share them is not worked out from layers_to_transform, or without target_modules",
-            remedy=through_peft.BY_HAND,
+            remedy=BY_HAND,
         )
-    if int(Settings(adapter).get("theta_d_length")) > _MOST:
-        raise NotMergeable(f"theta_d_length is beyond {_MOST}", remedy=through_peft.BY_HAND)
 
 
 def _is_target(adapter: Adapter, module: str) -> bool:

@@ -16,6 +16,7 @@ from adapterhub.methods import (
     Meaning,
     Part,
     Replacement,
+    Shaped,
     TokenRows,
     Transform,
     method,
@@ -23,6 +24,7 @@ from adapterhub.methods import (
 from adapterhub.registry import matching, structures
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.places import delta_shape, missing, sites
+from adapterhub.registry.shaped import settled
 from adapterhub.registry.tied import seen
 from adapterhub.registry.whole import spot
 
@@ -180,6 +182,8 @@ def mismatch(naming: Naming, part: Part, config: Mapping[str, Any] | None = None
 
     `config` is the adapter's: factors for experts mean another thing before peft 0.19.
     """
+    if isinstance(part, Shaped):
+        return _shaped_mismatch(naming, part, config)
     if isinstance(part, LowRank):
         return _weight_mismatch(naming, part, config or {})
     if isinstance(part, TokenRows):
@@ -232,6 +236,16 @@ def _weight_mismatch(naming: Naming, part: LowRank, config: Mapping[str, Any]) -
     except NotMergeable:
         pass  # it fits; why it cannot be merged, a merge says
     return ""
+
+
+def _shaped_mismatch(naming: Naming, part: Shaped, config: Mapping[str, Any] | None) -> str:
+    try:
+        (found,) = settled(naming, (part,))
+    except BaseMismatch as error:
+        return error.message
+    except NotMergeable:
+        return ""
+    return mismatch(naming, found, config)
 
 
 def _whole_mismatch(naming: Naming, part: Delta | Transform) -> str:

@@ -22,6 +22,7 @@ from adapterhub.methods import (
     LowRank,
     Meaning,
     Replacement,
+    Shaped,
     TokenRows,
     Transform,
     method,
@@ -77,7 +78,7 @@ def _plain(meaning: Meaning) -> tuple[_Plain, ...]:
     found = []
     for part in meaning:
         special = isinstance(part, LowRank) and (part.magnitude or part.parameter)
-        if isinstance(part, TokenRows | Delta | Transform) or special:
+        if isinstance(part, TokenRows | Delta | Transform | Shaped) or special:
             raise NotMergeable(
                 f"{part.module}: DoRA, token rows and experts are not loaded into live models yet",
                 remedy="adapterhub merge BASE ADAPTER --out DIR, then load DIR",
