@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub import kernels
-from adapterhub.errors import NotMergeable
+from adapterhub.errors import InvalidAdapter, NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.merging.work import Change, Slab, Term, Work
 from adapterhub.tensorfile import DTYPES, ArrayTensor, FileTensor, Tensor
@@ -154,11 +154,23 @@ class Changed:
         kernels.prepare_scaled(slab.size, (), stored, _F32).run(raw, given)
         shape = slab.shape[::-1] if slab.transposed else slab.shape
         weight = given.reshape(shape)
-        made = change.apply(np.ascontiguousarray(weight.T) if slab.transposed else weight)
+        made = self._changed(change, np.ascontiguousarray(weight.T) if slab.transposed else weight)
         made = np.asarray(made, np.float32).reshape(slab.shape)
         self._made = np.ascontiguousarray(made.T if slab.transposed else made).reshape(-1)
         self._rounding = kernels.prepare_scaled(slab.size, (), _F32, DTYPES[work.dtype])
         self._itemsize = stored.itemsize
+
+    @staticmethod
+    def _changed(change: Change, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is not finite in the end, `run` refuses."""
+        try:
+            with default_float_mode(), np.errstate(all="ignore"):
+                return change.apply(weight)
+        except kernels.NonFinite as error:
+            raise InvalidAdapter(
+                f"{change.key}: what the adapter's values come to is NaN or infinite",
+                remedy="this adapter diverged in training; take an earlier checkpoint",
+            ) from error
 
     def run(self, source: Bytes, target: Bytes, first_element: int = 0) -> None:
         size = len(source) // self._itemsize

@@ -8,6 +8,7 @@ from typing import Any
 
 from adapterhub.methods.layout import Layout, Misfit, Size, Sizes
 
+_WIDEST = 1 << 24  # of a weight whose divisors are looked for
 R = {"r": Size("r", clamped=True)}
 R_PATTERN = {"r": Size("r", pattern="rank_pattern")}
 TOKENS = {"@tokens": Size("num_virtual_tokens")}
@@ -23,9 +24,21 @@ def _triangle(entries: int) -> int:
 
 def _oft(sizes: Sizes, config: Mapping[str, Any]) -> Sizes:
     side = _triangle(sizes["n"])
+    asked = int(config.get("oft_block_size", 32) or 0)
     if config.get("block_share"):  # one block stands for all, however many there are
-        return {"b": side}
-    return {"b": side, "in": side * sizes["blocks"]}
+        return {}
+    into = side * sizes["blocks"]
+    adjusted = asked and not config.get("r") and side == _nearest_divisor(into, asked)
+    return {"in": into} if adjusted else {"b": side, "in": into}
+
+
+def _nearest_divisor(size: int, asked: int) -> int:
+    """What peft takes for a block of `asked` that does not divide `size`."""
+    if asked >= size or size > _WIDEST:
+        return size
+    higher = next(n for n in range(asked, size + 1) if size % n == 0)
+    lower = next(n for n in range(asked, 0, -1) if size % n == 0)
+    return lower if asked - lower <= higher - asked else higher
 
 
 def _psoft(sizes: Sizes, config: Mapping[str, Any]) -> Sizes:
@@ -138,7 +151,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "hira": Layout(
         ("hira_A: r in *; hira_B: out r *", "hira_embedding_A: r out; hira_embedding_B: in r"),
         rank="r",
-        sizes=R_PATTERN,
+        # peft 0.21.2 looks the pattern up and then takes r
+        sizes={"r": Size("r", pattern="rank_pattern", either=True)},
     ),
     "hra": Layout(("hra_u: in r",), rank="r", sizes={"r": Size("r")}),
     "ia3": Layout(("ia3_l: out 1", "ia3_l: 1 in", "ia3_l: 1 _ 1 *")),
@@ -278,9 +292,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "waveft": Layout(
         ("waveft_spectrum: n",),
         sizes={
-            "n": Size(
-                "n_frequency", pattern="n_frequency_pattern", unless="proportional_parameters"
-            )
+            "n": Size("n_frequency", pattern="n_frequency_pattern", open="proportional_parameters")
         },
     ),
     "xlora": Layout(whole=("internal_xlora_classifier",)),

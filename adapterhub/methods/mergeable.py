@@ -80,6 +80,10 @@ class Settings:
         value = self._config.get(field)
         return self._properties.get(field, {}).get("default") if value is None else value
 
+    def given(self, field: str) -> Any:
+        """As `get`, but null stays null, which PEFT takes for no."""
+        return self._config[field] if field in self._config else self.get(field)
+
     def of(self, module: str, field: str, pattern: str) -> Any:
         """As `get`, and what the first key of the field `pattern` that matches the module says.
 
@@ -102,5 +106,5 @@ def product(b: Tensor, a: Tensor) -> Values:
 
 def multiplied(b: Values, a: Values) -> Values:
     """`product` of what is in memory."""
-    factor = Factor(a=a, b=b, scale=np.float32(1.0))
+    factor = Factor(np.ascontiguousarray(a), np.ascontiguousarray(b), np.float32(1.0))
     return merge_low_rank(np.zeros((b.shape[0], a.shape[1]), np.float32), [factor])

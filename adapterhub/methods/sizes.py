@@ -30,7 +30,11 @@ def contradiction(
     expected = _expected(adapter, size, module)
     if expected is None or found == expected:
         return ""
+    if size.open and config.get(size.open):
+        return ""
     if size.unless and config.get(size.unless) and found <= expected:
+        return ""
+    if size.either and found == config.get(size.field):
         return ""
     if size.clamped and found < expected and (None in sides or found == min(s or 0 for s in sides)):
         return ""

@@ -51,6 +51,12 @@ def spot(naming: Naming, part: Delta | Transform) -> Spot | None:
         raise BaseMismatch(
             f"{part.module}.{parameter(part)}: the adapter is for {got}, the base has {expected}"
         )
+    if isinstance(part, Transform) and part.pointwise and math.prod(shape[2:]) > 1:
+        raise NotMergeable(
+            f"{part.module}: a convolution with a kernel of {list(shape[2:])}; what this method "
+            "computes of its patches is no convolution",
+            remedy="load the adapter with peft, or retrain without this module",
+        )
     return Spot(stored, flat, transposed)
 
 
