@@ -37,7 +37,7 @@ DOORS = {
     "huggingface_hub": ("registry/hubcache.py", "hub/client/"),
     "jsonschema": ("schema.py",),
     "lz4": ("hub/xet/",),
-    "peft": (),
+    "peft": ("methods/peft_layer.py",),
     "platformdirs": ("store/",),
     "referencing": ("schema.py",),
     "regex": ("methods/patterns.py",),
@@ -45,7 +45,7 @@ DOORS = {
     "sqlite_utils": ("store/",),
     "starlette": ("hub/server/",),
     "torch": (
-        *("runtime/", "formats/pickles.py", "_introspect/"),
+        *("runtime/", "formats/pickles.py", "_introspect/", "methods/peft_layer.py"),
         *("methods/fourierft.py", "methods/projections.py"),
     ),
     "transformers": ("runtime/", "_introspect/"),

@@ -7,6 +7,7 @@ calling `describe` imports torch and transformers.
 """
 
 from adapterhub._introspect.describing import TASKS, Overrides, describe
+from adapterhub._introspect.ordering import ordered
 from adapterhub._introspect.saving import Module, kind_of, patterned
 
-__all__ = ["TASKS", "Module", "Overrides", "describe", "kind_of", "patterned"]
+__all__ = ["TASKS", "Module", "Overrides", "describe", "kind_of", "ordered", "patterned"]

@@ -27,6 +27,7 @@ def methods(as_json: bool) -> None:
     columns = ("method", "PEFT", "title", "rank", "merge", "attach")
     output.print_table(columns, [_method_cells(row) for row in rows])
     output.note("merge, attach: what the mathematics allows / what this version does")
+    output.note("peft: this version leaves it to PEFT, and so cannot promise the same bits")
     output.note("base: it needs the base's own weights, so that such adapters do not add up")
 
 
@@ -37,7 +38,7 @@ def _method_cells(row: Method) -> tuple[str, ...]:
         "yes" if row.peft_type else "–",
         row.title,
         row.rank or "–",
-        f"{allowed.merge}/{_word('merge' in row.does)}",
+        f"{allowed.merge}/{row.by or _word('merge' in row.does)}",
         f"{allowed.attach}/{_word('attach' in row.does)}",
     )
 

@@ -23,6 +23,7 @@ from adapterhub.methods import (
     TokenRows,
     Transform,
 )
+from adapterhub.registry.around import BaseAround
 from adapterhub.registry.experts import Site
 from adapterhub.registry.fit import Naming
 from adapterhub.registry.places import sites
@@ -166,7 +167,8 @@ class Draft:
             slab = Slab(found.shape, (term,), transposed=found.transposed)
         else:
             self._refuse_weight(number, f"{part.module}.{part.parameter}", "multiplies")
-            change = Change(number, part.module, part.apply, part.exact)
+            apply = part.within(BaseAround(self.naming))
+            change = Change(number, part.module, apply, part.exact, part.by)
             slab = Slab(found.shape, (), transposed=found.transposed, change=change)
         self._add_slab(stored, slab)
         for role in part.roles:

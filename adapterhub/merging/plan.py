@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from adapterhub.base import Base, fingerprints
 from adapterhub.errors import BaseMismatch, InvalidOption
@@ -14,6 +16,7 @@ from adapterhub.merging.quantised import quantiser, refuse_quantised
 from adapterhub.merging.ties import refuse_unknown
 from adapterhub.merging.work import Fate, MergePlan, Options, Source, Term, Work
 from adapterhub.methods import Meaning, method
+from adapterhub.registry.around import BaseAround
 from adapterhub.registry.fit import Naming, mismatches, refuse, target_class
 from adapterhub.registry.tied import seen, spread
 from adapterhub.tensorfile import FileTensor, ShardLayout, Spec, lay_out, plan_shards
@@ -27,7 +30,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
     options = options or Options()
     if not sources:
         raise InvalidOption("no adapter was given", remedy="name at least one adapter")
-    meanings = [_meaning(source, options) for source in sources]
+    meanings = [_meaning(base, source, options) for source in sources]
     _refuse_misfits(base, sources, meanings)
     pairs = [(s.adapter, meaning) for s, meaning in zip(sources, meanings, strict=True)]
     target = target_class(base, pairs)
@@ -53,7 +56,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
             companions.Changes(_labels(draft), options.dtype, tokens, draft.settled.untied),
         ),
         companions=companions.files(base, tokenizer),
-        notes=(*_notes(base), *draft.settled.notes, *said),
+        notes=(*_notes(base), *_others(works), *draft.settled.notes, *said),
         adapter_files=_adapter_files(sources),
     )
 
@@ -73,8 +76,13 @@ def _drafted(
     return draft
 
 
-def _meaning(source: Source, options: Options) -> Meaning:
+def _meaning(base: Base, source: Source, options: Options) -> Meaning:
     implementation = method(source.adapter.method).implementation
+    over = getattr(implementation, "meaning_over", None)
+    if over is not None:  # its files alone do not tell
+        pair = (source.adapter, implementation.parts(source.adapter))
+        around = BaseAround(Naming(base, target_class(base, [pair])))
+        return cast(Meaning, over(source.adapter, around))
     return implementation.meaning(source.adapter, base_is_initialised=options.base_is_initialised)
 
 
@@ -120,6 +128,13 @@ def _notes(base: Base) -> tuple[str, ...]:
     if base.config.get("quantization_config"):
         notes.append(f"the base is quantised ({quantiser(base)}), but not where it is changed")
     return tuple(notes)
+
+
+def _others(works: Mapping[str, Work]) -> Iterator[str]:
+    """Whose arithmetic it is, where it is not our own."""
+    changes = [s.change for work in works.values() for s in work.slabs if s.change]
+    for by, count in sorted(Counter(change.by for change in changes if change.by).items()):
+        yield f"{count} tensors are computed by {by}, which repeats itself to a tolerance only"
 
 
 def _check_complete(naming: Naming, works: Mapping[str, Work]) -> None:

@@ -80,13 +80,14 @@ class Term:
 class Change:
     """What a method makes of a whole matrix or bias, instead of adding to it; see `Transform`.
 
-    `key` and `source` say whose it is, as those of a Term do.
+    `key` and `source` say whose it is, as those of a Term do; `by`, whose arithmetic.
     """
 
     source: int
     key: str
     apply: Callable[[Values], Values]
     exact: bool
+    by: str = ""
 
 
 @dataclass(frozen=True)

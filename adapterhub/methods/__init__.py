@@ -12,6 +12,7 @@ from adapterhub.methods.meaning import (
     Part,
     Replacement,
     Shaped,
+    Surroundings,
     TokenRows,
     Transform,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Replacement",
     "Shaped",
     "Signature",
+    "Surroundings",
     "TokenRows",
     "Transform",
     "Variant",

@@ -30,14 +30,15 @@ _ANY = ("_", "*")
 class Size:
     """The config field that must say the same as a size, and the field with its exceptions.
 
-    `unless`: a field that, when it is set, lets the size be smaller. `clamped`: peft makes it no
-    larger than the smaller side of the weight. `either`: peft has a pattern and does not always
-    follow it, so that the field itself will do.
+    `unless`: a field that, when it is set, lets the size be smaller; `open`: one that lets it be
+    any. `clamped`: peft makes it no larger than the smaller side of the weight. `either`: peft has
+    a pattern and does not always follow it, so that the field itself will do.
     """
 
     field: str
     pattern: str = ""
     unless: str = ""
+    open: str = ""
     clamped: bool = False
     either: bool = False
 

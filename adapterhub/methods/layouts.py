@@ -292,9 +292,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "waveft": Layout(
         ("waveft_spectrum: n",),
         sizes={
-            "n": Size(
-                "n_frequency", pattern="n_frequency_pattern", unless="proportional_parameters"
-            )
+            "n": Size("n_frequency", pattern="n_frequency_pattern", open="proportional_parameters")
         },
     ),
     "xlora": Layout(whole=("internal_xlora_classifier",)),

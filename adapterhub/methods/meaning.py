@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -83,6 +84,19 @@ class Delta:
     roles: tuple[str, ...]
 
 
+class Surroundings(Protocol):
+    """The base around a parameter that changes, as it was before any change."""
+
+    def read(self, module: str, parameter: str) -> Values | None:
+        """fp32, oriented as for `Transform.apply`; None where the base has no such parameter."""
+
+    def linears(self) -> Mapping[str, tuple[int, int]] | None:
+        """Every linear layer and its (out, in); None where that is not known."""
+
+    def ordered(self, modules: Sequence[str]) -> list[str] | None:
+        """As the model has them one after the other; None where that is not known."""
+
+
 @dataclass(frozen=True)
 class Transform:
     """`parameter` of `module` becomes `apply(it)`; what multiplies stands alone on its parameter.
@@ -91,17 +105,24 @@ class Transform:
     and may write to what it is given. `shape`: the sizes that the adapter's tensors ask for, None
     where they ask for none. `optional`: nothing happens where the base has no such parameter.
     `exact`: whether it gives the same bits on every machine. `pointwise`: only kernels of one
-    element, if the weight is of a convolution.
+    element, if the weight is of a convolution. `looks_around`: `apply` takes Surroundings before
+    the values. `by`: whose arithmetic it is, where it is not our own.
     """
 
     module: str
     parameter: Literal["weight", "bias"]
-    apply: Callable[[Values], Values]
+    apply: Callable[..., Values]
     shape: tuple[int | None, ...]
     roles: tuple[str, ...]
     optional: bool = False
     exact: bool = True
     pointwise: bool = False
+    looks_around: bool = False
+    by: str = ""
+
+    def within(self, surroundings: Surroundings) -> Callable[[Values], Values]:
+        """`apply` for one base."""
+        return partial(self.apply, surroundings) if self.looks_around else self.apply
 
 
 ShapeOf = Callable[[str], tuple[int, ...]]

@@ -13,6 +13,7 @@ from adapterhub.methods.interface import Implementation
 
 COMMON = "methods/_common"
 ANNOTATION = "x-adapterhub"
+PEFT_ITSELF = "through_peft"  # the file of the methods that peft computes
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Method:
             object.__setattr__(self, "schema", f"methods/{self.name}")
 
     @property
+    def by(self) -> str:
+        """The library that computes its merges, if that is not our own arithmetic."""
+        return "peft" if self.file == PEFT_ITSELF else ""
+
+    @property
     def implementation(self) -> Implementation:
         return cast(Implementation, importlib.import_module(f"adapterhub.methods.{self.file}"))
 
@@ -123,6 +129,7 @@ class Method:
             "paper": self.paper,
             "schema": self.schema,
             "file": self.file,
+            "by": self.by,
             "rank": self.rank,
             "note": self.note,
             "mathematics": {"merge": allowed.merge, "attach": allowed.attach},

@@ -30,6 +30,8 @@ def contradiction(
     expected = _expected(adapter, size, module)
     if expected is None or found == expected:
         return ""
+    if size.open and config.get(size.open):
+        return ""
     if size.unless and config.get(size.unless) and found <= expected:
         return ""
     if size.either and found == config.get(size.field):

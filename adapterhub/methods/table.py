@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapterhub.errors import NotSupported
-from adapterhub.methods.row import Method
+from adapterhub.methods.row import PEFT_ITSELF, Method
 
 _ARXIV = "https://arxiv.org/abs/"
 
 _PEFT = (
     Method("lora", "LORA", "LoRA", _ARXIV + "2106.09685", ("merge", "attach"), "lora"),
     Method("adalora", "ADALORA", "AdaLoRA", _ARXIV + "2303.10512", ("merge",), "adalora"),
-    Method("adamss", "ADAMSS", "AdaMSS", None),
+    Method("adamss", "ADAMSS", "AdaMSS", None, ("merge",), PEFT_ITSELF),
     Method("adaption_prompt", "ADAPTION_PROMPT", "LLaMA-Adapter", _ARXIV + "2303.16199"),
     Method("beft", "BEFT", "BEFT (biases)", _ARXIV + "2509.15974", ("merge",), "beft"),
     Method("boft", "BOFT", "Butterfly OFT", _ARXIV + "2311.06243", ("merge",), "boft"),
@@ -25,11 +25,15 @@ _PEFT = (
         "DEFT (decompositional)",
         "https://proceedings.neurips.cc/paper_files/paper/2025/hash/"
         "93a34a7138bdad95e874018d5f491cc6-Abstract-Conference.html",
+        ("merge",),
+        PEFT_ITSELF,
     ),
     Method("delora", "DELORA", "DeLoRA", _ARXIV + "2503.18225", ("merge",), "delora"),
     Method("fourierft", "FOURIERFT", "FourierFT", _ARXIV + "2405.03003", ("merge",), "fourierft"),
-    Method("frod", "FROD", "FRoD", "https://doi.org/10.1609/aaai.v40i31.39813"),
-    Method("glora", "GLORA", "Generalised LoRA", _ARXIV + "2306.07967"),
+    Method(
+        "frod", "FROD", "FRoD", "https://doi.org/10.1609/aaai.v40i31.39813", ("merge",), PEFT_ITSELF
+    ),
+    Method("glora", "GLORA", "Generalised LoRA", _ARXIV + "2306.07967", ("merge",), PEFT_ITSELF),
     Method("gralora", "GRALORA", "GraLoRA", _ARXIV + "2505.20355", ("merge",), "gralora"),
     Method(
         "hira", "HIRA", "HiRA", "https://openreview.net/forum?id=TwJrTz9cRS", ("merge",), "hira"
@@ -55,13 +59,20 @@ _PEFT = (
         _ARXIV + "2303.02861",
     ),
     Method("oft", "OFT", "Orthogonal fine-tuning", _ARXIV + "2306.07280", ("merge",), "oft"),
-    Method("osf", "OSF", "Orthogonal subspaces", _ARXIV + "2504.07097"),
+    Method("osf", "OSF", "Orthogonal subspaces", _ARXIV + "2504.07097", ("merge",), PEFT_ITSELF),
     Method("p_tuning", "P_TUNING", "P-tuning", _ARXIV + "2103.10385"),
-    Method("peanut", "PEANUT", "PEANuT", _ARXIV + "2410.01870"),
+    Method("peanut", "PEANUT", "PEANuT", _ARXIV + "2410.01870", ("merge",), PEFT_ITSELF),
     Method("poly", "POLY", "Polytropon", _ARXIV + "2202.13914"),
     Method("prefix_tuning", "PREFIX_TUNING", "Prefix tuning", _ARXIV + "2101.00190"),
     Method("prompt_tuning", "PROMPT_TUNING", "Prompt tuning", _ARXIV + "2104.08691"),
-    Method("psoft", "PSOFT", "PSOFT", "https://openreview.net/forum?id=FSHrinMArK"),
+    Method(
+        "psoft",
+        "PSOFT",
+        "PSOFT",
+        "https://openreview.net/forum?id=FSHrinMArK",
+        ("merge",),
+        PEFT_ITSELF,
+    ),
     Method("pvera", "PVERA", "PVeRA", _ARXIV + "2512.07703", ("merge",), "pvera"),
     Method("randlora", "RANDLORA", "RandLoRA", _ARXIV + "2502.00987", ("merge",), "randlora"),
     Method("road", "ROAD", "RoAd", _ARXIV + "2409.00119", ("merge",), "road"),
@@ -87,7 +98,7 @@ _PEFT = (
     Method("unilora", "UNILORA", "Uni-LoRA", _ARXIV + "2506.00799", ("merge",), "unilora"),
     Method("vblora", "VBLORA", "VB-LoRA", _ARXIV + "2405.15179", ("merge",), "vblora"),
     Method("vera", "VERA", "VeRA", _ARXIV + "2310.11454", ("merge",), "vera"),
-    Method("waveft", "WAVEFT", "WaveFT", _ARXIV + "2505.12532"),
+    Method("waveft", "WAVEFT", "WaveFT", _ARXIV + "2505.12532", ("merge",), PEFT_ITSELF),
     Method("xlora", "XLORA", "X-LoRA", _ARXIV + "2402.07148"),
 )
 
