@@ -20,7 +20,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import LowRank, Meaning, Values
-from adapterhub.methods.mergeable import Roles, adapted, complete
+from adapterhub.methods.mergeable import Roles, adapted, complete, replacements
 from adapterhub.tensorfile import shown
 
 LEAST = np.float32(1e-4)
@@ -29,21 +29,27 @@ __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
-
-
-def parts(adapter: Adapter) -> Meaning:
+    _refuse(adapter)
     return complete(adapter, _own(adapter))
 
 
-def _own(adapter: Adapter) -> Iterator[LowRank]:
+def parts(adapter: Adapter) -> Meaning:
+    return (*_own(adapter), *replacements(adapter))
+
+
+def _refuse(adapter: Adapter) -> None:
     for module, roles in adapted(adapter):
         if "delora_w_norm" not in roles:
             raise NotMergeable(
                 f"{shown(module)} has no delora_w_norm, the norms of the base's columns",
                 remedy="load it with peft and save it again",
             )
-        yield LowRank(module, _a(roles), _b(roles), 1.0, "linear", tuple(roles))
+
+
+def _own(adapter: Adapter) -> Iterator[LowRank]:
+    for module, roles in adapted(adapter):
+        if "delora_w_norm" in roles:
+            yield LowRank(module, _a(roles), _b(roles), 1.0, "linear", tuple(roles))
 
 
 def _a(roles: Roles) -> Computed:

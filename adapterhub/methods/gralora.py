@@ -22,32 +22,44 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import LowRank, Meaning, Values
-from adapterhub.methods.mergeable import Roles, Settings, adapted, complete
+from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, replacements
 from adapterhub.tensorfile import shown
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    _refuse(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
+
+
+def _refuse(adapter: Adapter) -> None:
+    for module, roles in adapted(adapter):
+        if not _is_even(roles):
+            blocks, _, rank = roles["gralora_A"].shape
+            raise NotMergeable(
+                f"{shown(module)}: rank {rank} is no multiple of gralora_k={blocks}, without which "
+                "its blocks do not exchange ranks",
+                remedy="re-export the adapter with the config that it was trained with",
+            )
+
+
+def _is_even(roles: Roles) -> bool:
+    blocks, _, rank = roles["gralora_A"].shape
+    return rank % blocks == 0
 
 
 def _own(adapter: Adapter) -> Iterator[LowRank]:
     settings = Settings(adapter)
     alpha, beside = float(settings.get("alpha")), int(settings.get("hybrid_r"))
     for module, roles in adapted(adapter):
-        blocks, _, rank = roles["gralora_A"].shape
-        if rank % blocks:
-            raise NotMergeable(
-                f"{shown(module)}: rank {rank} is no multiple of gralora_k={blocks}, without which "
-                "its blocks do not exchange ranks",
-                remedy="re-export the adapter with the config that it was trained with",
-            )
-        scale = alpha / (rank + beside)
+        if not _is_even(roles):
+            continue
+        scale = alpha / (roles["gralora_A"].shape[2] + beside)
         yield LowRank(module, _a(roles), _b(roles), scale, "linear", tuple(roles))
 
 

@@ -34,17 +34,18 @@ from adapterhub.methods.mergeable import (
     complete,
     multiplied,
     product,
+    replacements,
 )
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Delta]:

@@ -13,7 +13,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods import projections
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning
-from adapterhub.methods.mergeable import complete
+from adapterhub.methods.mergeable import complete, replacements
 from adapterhub.methods.vera import shaped
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
@@ -26,8 +26,8 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
             "sample_at_inference is set: this adapter is another one in every forward pass",
             remedy="set it to false in adapter_config.json to merge the mean",
         )
-    return parts(adapter)
+    return complete(adapter, shaped(adapter, PREFIX, projections.pvera))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, shaped(adapter, PREFIX, projections.pvera))
+    return (*shaped(adapter, PREFIX, projections.pvera), *replacements(adapter))

@@ -27,7 +27,7 @@ from adapterhub.methods import projections
 from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import problems, ranks, signature
 from adapterhub.methods.meaning import LowRank, Meaning, Shaped, ShapeOf, Values
-from adapterhub.methods.mergeable import Roles, Settings, adapted, complete
+from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, replacements
 from adapterhub.methods.random_factors import Pair, check_sides, factor, largest, saved, seed, sides
 from adapterhub.tensorfile import Tensor, shown
 
@@ -38,11 +38,11 @@ OWN = ("randlora_lambda", "randlora_gamma")
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
     _refuse_unlike_copies(adapter)
-    return parts(adapter)
+    return complete(adapter, _own(adapter), idle(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter), idle(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def idle(adapter: Adapter) -> tuple[tuple[str, str, str], ...]:

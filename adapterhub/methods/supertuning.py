@@ -21,7 +21,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Delta, Meaning, Shaped, ShapeOf, Values
-from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, product
+from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, product, replacements
 from adapterhub.methods.random_factors import sides
 from adapterhub.methods.scattered import places, scattered
 from adapterhub.tensorfile import shown
@@ -32,14 +32,15 @@ __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
-
-
-def parts(adapter: Adapter) -> Meaning:
+    _refuse(adapter)
     return complete(adapter, _own(adapter))
 
 
-def _own(adapter: Adapter) -> Iterator[Shaped]:
+def parts(adapter: Adapter) -> Meaning:
+    return (*_own(adapter), *replacements(adapter))
+
+
+def _refuse(adapter: Adapter) -> None:
     alpha = Settings(adapter).get("lora_alpha")
     for module, roles in adapted(adapter):
         if "supertuning_indices" not in roles:
@@ -54,6 +55,11 @@ def _own(adapter: Adapter) -> Iterator[Shaped]:
                 f"lora_alpha is {alpha}",
                 remedy="re-export the adapter with the config that it was trained with",
             )
+
+
+def _own(adapter: Adapter) -> Iterator[Shaped]:
+    alpha = Settings(adapter).get("lora_alpha")
+    for module, roles in adapted(adapter):
         yield Shaped(module, partial(_delta, module, roles, alpha), tuple(roles))
 
 

@@ -6,14 +6,15 @@ A and B are of the base's own singular vectors, and saved. P is saved, or drawn 
 `projection_seed` + the layer's number, which is not the same everywhere. A group of neighbouring
 layers shares a v, more of them the nearer `weight_tying` is to 1. PEFT numbers layers in the order
 of the model; of layers that differ in their numbers alone, these tell it, and otherwise only the
-class of the base does. The sum over i goes in order, in fp32, each product rounded; B times it as
-in DESIGN §4. Roles: tinylora_A, tinylora_B, tinylora_P; shared tinylora_v.0, tinylora_v.1, …
+base at hand does. The sum over i goes in order, in fp32, each product rounded; B times it as in
+DESIGN §4. Roles: tinylora_A, tinylora_B, tinylora_P; shared tinylora_v.0, tinylora_v.1, …
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,46 +40,54 @@ __all__ = ["idle", "meaning", "meaning_over", "parts", "problems", "ranks", "sig
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return complete(adapter, _own(adapter, None))
 
 
 def meaning_over(adapter: Adapter, around: Surroundings) -> Meaning:
-    """As `meaning`, with the base at hand, whose class may tell the order of the layers."""
+    """As `meaning`, with the base at hand, which tells the order of layers of several kinds."""
     modules = [module for module, _ in adapted(adapter)]
     return complete(adapter, _own(adapter, around.ordered(modules) if _is_mixed(modules) else None))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    """Right in their shapes, whatever the order of the layers is."""
-    order = [module for module, _ in adapted(adapter)]
-    return (*_own(adapter, order), *replacements(adapter))
+    """With B for what B is multiplied by: for comparing shapes."""
+    return (*_unscaled(adapter), *replacements(adapter))
 
 
-def _own(adapter: Adapter, order: Sequence[str] | None = None) -> Iterator[LowRank]:
-    settings, numbers = Settings(adapter), _numbers(adapter)
-    if order is not None:
-        numbers = {module: number for number, module in enumerate(order)}
+def _unscaled(adapter: Adapter) -> Iterator[LowRank]:
+    for module, roles in adapted(adapter):
+        a, b = roles["tinylora_A"], roles["tinylora_B"]
+        yield LowRank(module, a, b, 1.0, "linear", tuple(roles))
+
+
+def _own(adapter: Adapter, order: Sequence[str] | None) -> Iterator[LowRank]:
+    settings, numbers = Settings(adapter), _numbers(adapter, order)
     vectors = _vectors(adapter, settings, len(numbers))
     size = max(1, len(numbers) // len(vectors))
-    is_saved = all("tinylora_P" in roles for _, roles in adapted(adapter))
-    if order is None and not (len(vectors) == 1 and is_saved):
+    drawn = not all("tinylora_P" in roles for _, roles in adapted(adapter))
+    if order is None and (len(vectors) > 1 or drawn):
         _refuse_unordered(numbers)
-    for module, roles in adapted(adapter):
+    for part, (module, roles) in zip(_unscaled(adapter), adapted(adapter), strict=True):
         vector = vectors[min(numbers[module] // size, len(vectors) - 1)]
         seed = int(settings.get("projection_seed")) + numbers[module]
-        b = _scaled(roles, vector, seed)
-        yield LowRank(module, roles["tinylora_A"], b, 1.0, "linear", tuple(roles))
+        yield replace(part, b=_scaled(roles, vector, seed))
 
 
-def _numbers(adapter: Adapter) -> Mapping[str, int]:
+def _numbers(adapter: Adapter, order: Sequence[str] | None) -> Mapping[str, int]:
     modules = [module for module, _ in adapted(adapter)]
-    modules.sort(key=lambda module: [int(number) for number in re.findall(r"\d+", module)])
-    return {module: number for number, module in enumerate(modules)}
+    found = order or sorted(modules, key=_numbers_in)
+    return {module: number for number, module in enumerate(found)}
+
+
+def _numbers_in(module: str) -> list[tuple[int, str]]:
+    """Of any length, so that they compare as numbers do."""
+    digits = (found.lstrip("0") for found in re.findall(r"[0-9]+", module))
+    return [(len(number), number) for number in digits]
 
 
 def _is_mixed(modules: Iterable[str]) -> bool:
     """Whether they differ in more than their numbers."""
-    return len({re.sub(r"\d+", "*", module) for module in modules}) > 1
+    return len({re.sub(r"[0-9]+", "*", module) for module in modules}) > 1
 
 
 def _refuse_unordered(numbers: Mapping[str, int]) -> None:

@@ -37,6 +37,7 @@ __all__ = ["idle", "meaning", "meaning_over", "parts", "problems", "ranks", "sig
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
+    _refuse_unsaved(adapter)
     return complete(adapter, _own(adapter))
 
 
@@ -48,13 +49,11 @@ def meaning_over(adapter: Adapter, around: Surroundings) -> Meaning:
 
 
 def parts(adapter: Adapter) -> Meaning:
-    """None where the files name no layer."""
-    if not any(adapted(adapter)):
-        return tuple(replacements(adapter))
-    return complete(adapter, _own(adapter))
+    """No layer where the files name none."""
+    return (*_own(adapter), *replacements(adapter))
 
 
-def _own(adapter: Adapter) -> Iterator[LowRank]:
+def _refuse_unsaved(adapter: Adapter) -> None:
     found = list(adapted(adapter))
     if not found or any(role not in roles for _, roles in found for role in NEEDED):
         raise NotMergeable(
@@ -62,8 +61,13 @@ def _own(adapter: Adapter) -> Iterator[LowRank]:
             "the order of the modules in the model",
             remedy="load it with peft, set save_indices to true in its config, and save it again",
         )
+
+
+def _own(adapter: Adapter) -> Iterator[LowRank]:
     theta = adapter.modules[""][THETA]
-    for module, roles in found:
+    for module, roles in adapted(adapter):
+        if any(role not in roles for role in NEEDED):
+            continue  # refused by `meaning`
         a, b = (_gathered(module, roles, letter, theta) for letter in "AB")
         yield LowRank(module, a, b, 1.0, "linear", tuple(roles))
 

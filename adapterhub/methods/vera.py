@@ -20,7 +20,7 @@ from adapterhub.methods import projections
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import LowRank, Meaning, Shaped, ShapeOf
-from adapterhub.methods.mergeable import Roles, adapted, complete
+from adapterhub.methods.mergeable import Roles, adapted, complete, replacements
 from adapterhub.methods.random_factors import Pair, check_sides, factor, largest, saved, seed, sides
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
@@ -28,11 +28,11 @@ PREFIX = "vera"
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, shaped(adapter, PREFIX, projections.vera))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, shaped(adapter, PREFIX, projections.vera))
+    return (*shaped(adapter, PREFIX, projections.vera), *replacements(adapter))
 
 
 Draw = Callable[[int, int, int, int], Pair]

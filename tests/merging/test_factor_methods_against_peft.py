@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_methods_against_peft import PROJECTIONS, Case
 
 from adapterhub import merging as merge
 from adapterhub.base import open_base
+from adapterhub.errors import NotMergeable
 from adapterhub.merging import Options, Source
 from adapterhub.methods import Delta, method
 
@@ -209,10 +211,41 @@ def test_a_bf16_base_is_rounded_once_and_heads_are_replaced(case: Case, tmp_path
         assert torch.equal(told, head.bfloat16().float())
 
 
+# --- the order of layers ----------------------------------------------------------------------
+
+
+class Ordered:
+    """A base of which the order of the layers is known."""
+
+    def __init__(self, live: Any) -> None:
+        self._names = [name for name, _ in live.base_model.model.named_modules()]
+
+    def ordered(self, modules: Sequence[str]) -> list[str]:
+        return sorted(modules, key=self._names.index)
+
+
+@quiet
+@pytest.mark.parametrize("more", [{}, {"weight_tying": 0.5}, {"save_projection": False}])
+def test_tinylora_of_several_kinds_of_layers(more: dict[str, Any], tmp_path: Path) -> None:
+    case = Case("tinylora", "TinyLoraConfig", {**LINEAR, "r": 3, "u": 5, **more})
+    live = adapted(based("llama", tmp_path / "base"), case, tmp_path / "adapter")
+    adapter, implementation = read_adapter(tmp_path / "adapter"), method("tinylora").implementation
+    with pytest.raises(NotMergeable, match="hangs on the order of the layers"):
+        implementation.meaning(adapter)
+    found = {}
+    for part in implementation.meaning_over(adapter, Ordered(live)):  # type: ignore[attr-defined]
+        found[f"{part.module}.weight"] = part.b.read().astype(np.float64) @ part.a.read()
+    expected = deltas(live)
+    assert found.keys() == expected.keys()
+    for name, delta in expected.items():
+        np.testing.assert_allclose(found[name], delta, atol=1e-6, rtol=1e-5)
+
+
 # --- AdaLoRA's pruning ------------------------------------------------------------------------
 
 
 @quiet
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
 def test_adalora_keeps_the_scale_of_its_first_rank(tmp_path: Path) -> None:
     case = CASES[0]
     live = adapted(based("llama", tmp_path / "base"), case, tmp_path / "whole")
@@ -268,15 +301,15 @@ def test_a_convolution(case: Case, tmp_path: Path) -> None:
 
 
 @quiet
-@pytest.mark.parametrize("more", [{"r": 16}, {"r": 1}, {"r": 1, "use_effective_conv2d": True}])
+@pytest.mark.parametrize("more", [{"r": 16}, {"r": 2}, {"r": 2, "use_effective_conv2d": True}])
 def test_lokr_of_a_conv1d(more: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    base = torch.nn.ModuleDict({"conv": torch.nn.Conv1d(6, 8, 3)})
+    base = torch.nn.ModuleDict({"conv": torch.nn.Conv1d(16, 32, 5)})
     case = Case("lokr", "LoKrConfig", {"target_modules": ["conv"], "alpha": 3, **more})
     live = adapted(base, case, tmp_path)
     adapter = read_adapter(tmp_path)
     (part,) = method("lokr").implementation.meaning(adapter)
     (expected,) = deltas(live).values()
-    assert isinstance(part, Delta) and expected.shape == (8, 6, 3)
+    assert isinstance(part, Delta) and expected.shape == (32, 16, 5)
     found = part.scale * part.value.read().astype(np.float64)
-    np.testing.assert_allclose(found, expected.reshape(8, -1), atol=1e-6, rtol=1e-5)
+    np.testing.assert_allclose(found, expected.reshape(32, -1), atol=1e-6, rtol=1e-5)
