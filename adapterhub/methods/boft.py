@@ -24,7 +24,7 @@ from adapterhub.errors import InvalidAdapter
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Roles, adapted, complete
+from adapterhub.methods.mergeable import Roles, adapted, complete, replacements
 from adapterhub.methods.rotations import LARGEST_EXACT, by_block, cayley
 from adapterhub.tensorfile import shown
 
@@ -33,11 +33,11 @@ Order = NDArray[np.intp]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Transform]:

@@ -16,7 +16,7 @@ from adapterhub.adapter import Adapter
 from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Delta, Meaning, Values
-from adapterhub.methods.mergeable import adapted, complete
+from adapterhub.methods.mergeable import adapted, complete, replacements
 from adapterhub.tensorfile import Tensor
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
@@ -24,11 +24,11 @@ ROLE = "c3a_kernel"
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Delta]:

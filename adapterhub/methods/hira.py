@@ -19,18 +19,18 @@ from adapterhub.adapter import Adapter
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Roles, adapted, complete, multiplied
+from adapterhub.methods.mergeable import Roles, adapted, complete, multiplied, replacements
 from adapterhub.tensorfile import Tensor
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Transform]:

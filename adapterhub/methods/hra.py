@@ -21,7 +21,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Settings, adapted, complete
+from adapterhub.methods.mergeable import Settings, adapted, complete, replacements
 from adapterhub.methods.rotations import Wide, folded, in_rows
 from adapterhub.tensorfile import Tensor, shown
 
@@ -30,11 +30,11 @@ ROLE = "hra_u"
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Transform]:

@@ -19,7 +19,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import adapted, complete
+from adapterhub.methods.mergeable import adapted, complete, replacements
 from adapterhub.tensorfile import Tensor, shown
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
@@ -27,11 +27,11 @@ ROLE = "ia3_l"
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Transform]:

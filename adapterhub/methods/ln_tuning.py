@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from adapterhub.adapter import Adapter
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Replacement
-from adapterhub.methods.mergeable import adapted, complete
+from adapterhub.methods.mergeable import adapted, complete, replacements
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 START = "ln_tuning_layers."
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Replacement]:

@@ -17,17 +17,17 @@ from adapterhub.adapter import Adapter
 from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Delta, Meaning, Values
-from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, product
+from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, product, replacements
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Delta]:

@@ -20,7 +20,7 @@ from adapterhub.errors import BaseMismatch
 from adapterhub.methods.computed import Computed, fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Delta, Meaning, Shaped, ShapeOf, Transform, Values
-from adapterhub.methods.mergeable import Settings, adapted, complete, multiplied
+from adapterhub.methods.mergeable import Settings, adapted, complete, multiplied, replacements
 from adapterhub.methods.random_factors import sides
 from adapterhub.tensorfile import Tensor, shown
 
@@ -28,11 +28,11 @@ __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Shaped | Transform]:

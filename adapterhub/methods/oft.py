@@ -26,7 +26,7 @@ from adapterhub.errors import NotMergeable
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Settings, adapted, complete, multiplied
+from adapterhub.methods.mergeable import Settings, adapted, complete, multiplied, replacements
 from adapterhub.methods.rotations import (
     LARGEST_EXACT,
     Wide,
@@ -34,6 +34,7 @@ from adapterhub.methods.rotations import (
     cayley,
     folded,
     repeated,
+    side_of,
     skew,
 )
 from adapterhub.tensorfile import Tensor
@@ -45,11 +46,11 @@ MOST_TERMS = 1000
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Transform]:
@@ -62,7 +63,7 @@ def _own(adapter: Adapter) -> Iterator[Transform]:
 
 def _rotation(module: str, role: str, tensor: Tensor, settings: Settings) -> Transform:
     blocks, entries = tensor.shape
-    side = (1 + math.isqrt(1 + 8 * entries)) // 2
+    side = side_of(entries)
     shared = bool(settings.get("block_share")) or blocks == 1
     if series := _uses_series(settings):
         _terms(settings)  # raises before a merge begins

@@ -20,7 +20,7 @@ from adapterhub.errors import InvalidAdapter
 from adapterhub.methods.computed import fp32
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, Transform, Values
-from adapterhub.methods.mergeable import Roles, Settings, adapted, complete
+from adapterhub.methods.mergeable import Roles, Settings, adapted, complete, replacements
 from adapterhub.tensorfile import Tensor, shown
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
@@ -28,11 +28,11 @@ PER_OUTPUT = {"road_1": 0.5, "road_2": 1.0, "road_4": 2.0}
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[Transform]:

@@ -6,6 +6,7 @@ inverts. Blocks are (blocks, b, b).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +25,17 @@ LARGEST_EXACT = 64
 def skew(entries: NDArray[Any]) -> Wide:
     """(blocks, b·(b − 1)/2), those above the diagonal row by row → (blocks, b, b) in fp64."""
     blocks, count = entries.shape
-    side = (1 + int((1 + 8 * count) ** 0.5 + 0.5)) // 2
+    side = side_of(count)
     made = np.zeros((blocks, side, side))
     rows, columns = np.triu_indices(side, 1)
     made[:, rows, columns] = entries
     made[:, columns, rows] = -made[:, rows, columns]
     return made
+
+
+def side_of(count: int) -> int:
+    """b of b·(b − 1)/2; one for none."""
+    return (1 + math.isqrt(1 + 8 * count)) // 2
 
 
 def cayley(turns: Wide) -> Values:

@@ -12,7 +12,7 @@ from adapterhub.adapter import Adapter
 from adapterhub.errors import InvalidAdapter
 from adapterhub.methods.generic import idle, problems, ranks, signature
 from adapterhub.methods.meaning import Meaning, TokenRows
-from adapterhub.methods.mergeable import Settings, adapted, complete
+from adapterhub.methods.mergeable import Settings, adapted, complete, replacements
 from adapterhub.tensorfile import shown
 
 __all__ = ["idle", "meaning", "parts", "problems", "ranks", "signature"]
@@ -20,11 +20,11 @@ ROLE = "token_rows"
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return parts(adapter)
+    return complete(adapter, _own(adapter))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    return complete(adapter, _own(adapter))
+    return (*_own(adapter), *replacements(adapter))
 
 
 def _own(adapter: Adapter) -> Iterator[TokenRows]:
