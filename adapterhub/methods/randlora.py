@@ -130,7 +130,7 @@ def _tall(
     rank, count = roles[OWN[0]].shape
 
     def scaled(a: Values, b: Values) -> Values:
-        return np.ascontiguousarray(b[:large, :count]).reshape(large, count * rank)
+        return np.array(b[:large, :count], order="C").reshape(large, count * rank)
 
     return factor((large, count * rank), shared, remake, scaled, ())
 

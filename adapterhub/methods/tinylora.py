@@ -6,8 +6,8 @@ A and B are of the base's own singular vectors, and saved. P is saved, or drawn 
 `projection_seed` + the layer's number, which is not the same everywhere. A group of neighbouring
 layers shares a v, more of them the nearer `weight_tying` is to 1. PEFT numbers layers in the order
 of the model; of layers that differ in their numbers alone, these tell it, and otherwise only the
-base at hand does. The sum over i goes in order, in fp32, each product rounded; B times it as in
-DESIGN §4. Roles: tinylora_A, tinylora_B, tinylora_P; shared tinylora_v.0, tinylora_v.1, …
+class of the base does. The sum over i goes in order, in fp32, each product rounded; B times it as
+in DESIGN §4. Roles: tinylora_A, tinylora_B, tinylora_P; shared tinylora_v.0, tinylora_v.1, …
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ __all__ = ["idle", "meaning", "meaning_over", "parts", "problems", "ranks", "sig
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    return complete(adapter, _own(adapter, None))
+    return complete(adapter, _own(adapter))
 
 
 def meaning_over(adapter: Adapter, around: Surroundings) -> Meaning:
-    """As `meaning`, with the base at hand, which tells the order of layers of several kinds."""
+    """As `meaning`, with the base at hand, whose class may tell the order of the layers."""
     modules = [module for module, _ in adapted(adapter)]
     return complete(adapter, _own(adapter, around.ordered(modules) if _is_mixed(modules) else None))
 
 
 def parts(adapter: Adapter) -> Meaning:
-    """With B for what B is multiplied by: for comparing shapes."""
+    """With B in place of what B is multiplied by, which has the same shape."""
     return (*_unscaled(adapter), *replacements(adapter))
 
 
@@ -60,12 +60,14 @@ def _unscaled(adapter: Adapter) -> Iterator[LowRank]:
         yield LowRank(module, a, b, 1.0, "linear", tuple(roles))
 
 
-def _own(adapter: Adapter, order: Sequence[str] | None) -> Iterator[LowRank]:
-    settings, numbers = Settings(adapter), _numbers(adapter, order)
+def _own(adapter: Adapter, order: Sequence[str] | None = None) -> Iterator[LowRank]:
+    settings, numbers = Settings(adapter), _numbers(adapter)
+    if order is not None:
+        numbers = {module: number for number, module in enumerate(order)}
     vectors = _vectors(adapter, settings, len(numbers))
     size = max(1, len(numbers) // len(vectors))
-    drawn = not all("tinylora_P" in roles for _, roles in adapted(adapter))
-    if order is None and (len(vectors) > 1 or drawn):
+    is_saved = all("tinylora_P" in roles for _, roles in adapted(adapter))
+    if order is None and not (len(vectors) == 1 and is_saved):
         _refuse_unordered(numbers)
     for part, (module, roles) in zip(_unscaled(adapter), adapted(adapter), strict=True):
         vector = vectors[min(numbers[module] // size, len(vectors) - 1)]
@@ -73,10 +75,9 @@ def _own(adapter: Adapter, order: Sequence[str] | None) -> Iterator[LowRank]:
         yield replace(part, b=_scaled(roles, vector, seed))
 
 
-def _numbers(adapter: Adapter, order: Sequence[str] | None) -> Mapping[str, int]:
-    modules = [module for module, _ in adapted(adapter)]
-    found = order or sorted(modules, key=_numbers_in)
-    return {module: number for number, module in enumerate(found)}
+def _numbers(adapter: Adapter) -> Mapping[str, int]:
+    modules = sorted((module for module, _ in adapted(adapter)), key=_numbers_in)
+    return {module: number for number, module in enumerate(modules)}
 
 
 def _numbers_in(module: str) -> list[tuple[int, str]]:

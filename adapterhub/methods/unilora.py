@@ -37,7 +37,6 @@ __all__ = ["idle", "meaning", "meaning_over", "parts", "problems", "ranks", "sig
 
 
 def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
-    _refuse_unsaved(adapter)
     return complete(adapter, _own(adapter))
 
 
@@ -49,25 +48,24 @@ def meaning_over(adapter: Adapter, around: Surroundings) -> Meaning:
 
 
 def parts(adapter: Adapter) -> Meaning:
-    """No layer where the files name none."""
-    return (*_own(adapter), *replacements(adapter))
+    """None of the method's own where the files do not hold the places."""
+    return (*(_own(adapter) if _is_placed(adapter) else ()), *replacements(adapter))
 
 
-def _refuse_unsaved(adapter: Adapter) -> None:
+def _is_placed(adapter: Adapter) -> bool:
     found = list(adapted(adapter))
-    if not found or any(role not in roles for _, roles in found for role in NEEDED):
+    return bool(found) and all(role in roles for _, roles in found for role in NEEDED)
+
+
+def _own(adapter: Adapter) -> Iterator[LowRank]:
+    if not _is_placed(adapter):
         raise NotMergeable(
             "Uni-LoRA was saved without the indices of its vector (save_indices), which hang on "
             "the order of the modules in the model",
             remedy="load it with peft, set save_indices to true in its config, and save it again",
         )
-
-
-def _own(adapter: Adapter) -> Iterator[LowRank]:
     theta = adapter.modules[""][THETA]
     for module, roles in adapted(adapter):
-        if any(role not in roles for role in NEEDED):
-            continue  # refused by `meaning`
         a, b = (_gathered(module, roles, letter, theta) for letter in "AB")
         yield LowRank(module, a, b, 1.0, "linear", tuple(roles))
 

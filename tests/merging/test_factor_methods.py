@@ -195,6 +195,19 @@ def test_what_does_not_fit_is_listed(base: Path, adapter: Adapter, said: str) ->
     assert re.search(said, caught.value.details[0])
 
 
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({f"{Q}.weight": np.ones((HIDDEN, HIDDEN), np.int8)}, "is stored as I8"),
+        ({f"{Q}.weight_scale": np.ones(1, np.float32)}, "is quantised"),
+    ],
+)
+def test_a_quantised_weight_is_refused(tmp_path: Path, extra: Arrays, said: str) -> None:
+    base = save_base(tmp_path / "base", {**llama(), **extra}, LLAMA)
+    with pytest.raises(NotMergeable, match=said):
+        planned(base, vera(HIDDEN, INNER, Q))
+
+
 @pytest.mark.parametrize("places", [[[0], [HIDDEN]], [[-1], [0]], [[0.5], [0]]])
 def test_places_outside_the_weight(base: Path, tmp_path: Path, places: Any) -> None:
     indices = np.array(places, np.float32)

@@ -36,7 +36,6 @@ FIRST = (
     *("supertuning-pair", "unilora", "tinylora-one"),
 )
 COPIES = ("randlora", "randlora-conv1d")
-HEADLESS = ()
 CASES = [
     Case("adalora", "AdaLoraConfig", {**LINEAR, "init_r": 4, "lora_alpha": 6, "total_step": 9}),
     Case("adalora-conv1d", "AdaLoraConfig", {**CONV1D, "init_r": 3, "total_step": 9}, "gpt2"),
@@ -197,7 +196,7 @@ def test_several_add_up(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ADDED, ids=lambda case: case.id)
 def test_a_bf16_base_is_rounded_once_and_heads_are_replaced(case: Case, tmp_path: Path) -> None:
     base = based(case.model, tmp_path / "base", torch.bfloat16)
-    more = {} if case.id in HEADLESS else {"modules_to_save": ["lm_head"]}
+    more: dict[str, Any] = {"modules_to_save": ["lm_head"]}
     live = adapted(base, case, tmp_path / "adapter", **more)
     _, _, found = merged(tmp_path / "base", tmp_path / "out", (tmp_path / "adapter", 1.0))
     stored, added = open_base(tmp_path / "base").tensors, deltas(live)
@@ -205,10 +204,9 @@ def test_a_bf16_base_is_rounded_once_and_heads_are_replaced(case: Case, tmp_path
         assert found[name].dtype == "BF16"
         expected = stored[name].read().astype(np.float64) + delta
         np.testing.assert_allclose(found[name].read().astype(np.float64), expected, rtol=2**-8)
-    if more:
-        head = live.base_model.model.lm_head.modules_to_save["default"].weight.detach()
-        told = torch.from_numpy(found["lm_head.weight"].read().astype(np.float32))
-        assert torch.equal(told, head.bfloat16().float())
+    head = live.base_model.model.lm_head.modules_to_save["default"].weight.detach()
+    told = torch.from_numpy(found["lm_head.weight"].read().astype(np.float32))
+    assert torch.equal(told, head.bfloat16().float())
 
 
 # --- the order of layers ----------------------------------------------------------------------
