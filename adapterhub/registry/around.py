@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapterhub._introspect import ordered
+from adapterhub.errors import NotMergeable
 from adapterhub.methods.meaning import Values
 from adapterhub.registry.naming import Naming
+from adapterhub.tensorfile import FileTensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,12 @@ class BaseAround:
         tensor = self.naming.base.tensors.get(f"{self.naming.stored(module)}.{parameter}")
         if tensor is None:
             return None
+        if not isinstance(tensor, FileTensor):  # of a live model, where it may be changed by now
+            raise NotMergeable(
+                f"what becomes of {module} hangs on its {parameter}, which changes too while the "
+                "model is in memory",
+                remedy="adapterhub merge BASE ADAPTER --out DIR, and load DIR",
+            )
         values = np.array(tensor.read(), np.float32)
         if values.ndim < 2:
             return values

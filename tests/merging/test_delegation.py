@@ -19,6 +19,9 @@ from test_methods_against_peft import Case, made
 from adapterhub import merging as merge
 from adapterhub.errors import MissingExtra, NotMergeable
 from adapterhub.merging import Options, Source
+from adapterhub.registry.around import BaseAround
+from adapterhub.registry.naming import Naming
+from adapterhub.tensorfile import ArrayTensor
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -258,3 +261,14 @@ def test_a_count_that_would_never_end(tmp_path: Path) -> None:
     reconfigured(tmp_path, use_cayley_neumann=True, num_cayley_neumann_terms=10**6)
     with pytest.raises(NotMergeable, match="num_cayley_neumann_terms is 1000000, and no more"):
         planned(tmp_path)
+
+
+def test_a_neighbour_that_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """That of a live model may be changed before its neighbour is computed."""
+    made(GLORA, tmp_path)
+    base, name = opened(tmp_path / "base"), "model.layers.0.self_attn.q_proj"
+    live: Any = ArrayTensor(base.tensors[f"{name}.weight"].read())
+    view = base.with_tensors({**base.tensors, f"{name}.weight": live}, {})
+    assert BaseAround(Naming(base)).read(name, "weight") is not None
+    with pytest.raises(NotMergeable, match="q_proj hangs on its weight, which changes too"):
+        BaseAround(Naming(view)).read(name, "weight")
