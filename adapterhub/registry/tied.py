@@ -104,13 +104,13 @@ def spread(
     return [
         _renamed(part, other)
         for part in meaning
-        if _may_spread(adapter, part)
+        if _may_spread(part, adapter)
         for other in _others(naming, adapter, part, sharing, same)
         if (type(part), other) not in own
     ]
 
 
-def _may_spread(adapter: Adapter, part: Part) -> TypeGuard[Shared]:
+def _may_spread(part: Part, adapter: Adapter) -> TypeGuard[Shared]:
     if isinstance(part, Delta):
         return adapter.method in _OF_PARAMETERS
     return isinstance(part, Replacement | TokenRows)
