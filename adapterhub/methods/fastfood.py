@@ -91,7 +91,7 @@ def _times_normal(values: Floats, stream: np.random.Philox) -> int:
         block = values[start : start + _BLOCK]
         words = _words(stream, 4 * len(block))
         ones = _ONES[words.view(np.uint16)].reshape(len(block), 16)
-        normal = ones.sum(axis=1, dtype=np.int64) - 128
+        normal = ones.sum(axis=1, dtype=np.int16).astype(np.int64) - 128
         square += int((normal * normal).sum())
         block *= normal.astype(np.float32)
     return square

@@ -69,7 +69,7 @@ class Hooked(Protocol):
 
 
 # Method → the module of this room whose `plan` attaches it.
-HOOKED: Mapping[str, str] = {}
+HOOKED: Mapping[str, str] = {"ladder_side": "ladder_side"}
 
 
 def hooked(method: str) -> Hooked | None:
