@@ -113,7 +113,7 @@ def _are_names(value: object) -> bool:
 
 
 def _tensors(sight: Sight) -> tuple[Mapping[str, Tensor] | None, list[Problem]]:
-    if not sight.has(WEIGHTS):
+    if not (sight.directory / WEIGHTS).is_file():
         text = f"{sight.directory} has no {WEIGHTS}"
         return None, [_fatal("no-weights", text, "copy the weights beside the config")]
     try:
