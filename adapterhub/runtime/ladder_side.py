@@ -115,6 +115,7 @@ class _Ladder:
     ) -> None:
         shared = adapter.modules[""]
         self._shared = {role: _torch(tensor) for role, tensor in shared.items()}
+        self._output = adapter.config["output"]
         self._temperature = float(adapter.config.get("gate_temperature") or 0.1)
         side = _narrow(model, adapter)
         self._rotary = getattr(side, "rotary_emb", None)
@@ -161,10 +162,15 @@ class _Ladder:
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         hidden = output if _is_tensor(output) else output[0]
-        made = self._linear(self._norm(self._pass.state), self._shared, "up")
+        state = self._pass.__dict__.pop("state", None)
+        if state is None or hidden.shape[:-1] != state.shape[:-1]:
+            raise BaseMismatch(
+                f"the ladder's output, {self._output}, does not follow the model's layers",
+                remedy="correct output in adapter_config.json: the last norm, or the stack",
+            )
+        made = self._linear(self._norm(state), self._shared, "up")
         if (gate := self._shared.get("last_gate")) is not None:
             made = self._mixed(gate, made, hidden)
-        del self._pass.state
         return made if _is_tensor(output) else _replaced(output, made)
 
     # --- the formula --------------------------------------------------------------------------

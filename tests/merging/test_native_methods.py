@@ -248,3 +248,26 @@ def test_krona_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(BaseMismatch) as caught:
         plan_of(base, save_native(tmp_path / "it", "krona", arrays))
     assert "the adapter is for [8, 6], the base has [8, 12]" in caught.value.details[0]
+
+
+def test_what_overflows_is_refused_by_name(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", llama(), LLAMA)
+    huge = np.full(3, 3e38, np.float32)
+    said = {":intrinsic_vector": huge, f"{DOWN}:weight.scale": huge[:1]}
+    fields = {"shapes": {f"{DOWN}.weight": [HIDDEN, INNER]}}
+    cases = {
+        "intrinsic_said": (said, {"algorithm": "fastfood-v1", "seed": 1, **fields}),
+        "krona": (
+            {f"{DOWN}:krona_A": huge[:1, None], f"{DOWN}:krona_B": np.full((8, 12), 3e38)},
+            {},
+        ),
+        "fishmask": (
+            {f"{DOWN}:weight.indices": np.arange(3), f"{DOWN}:weight.values": huge * np.inf},
+            fields,
+        ),
+    }
+    for name, (arrays, config) in cases.items():
+        floats = {n: a if a.dtype == np.int64 else a.astype(np.float32) for n, a in arrays.items()}
+        adapter = save_native(tmp_path / name, name, floats, **config)
+        with pytest.raises(InvalidAdapter, match=rf"{name}.*{DOWN}.*(inf|nan|finite)"):
+            merge.run(plan_of(base, adapter), tmp_path / f"out-{name}")
