@@ -60,6 +60,7 @@ MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaModel", LLAMA),
     "mistral": ("MistralModel", LLAMA),
     "qwen2": ("Qwen2Model", LLAMA),
+    "qwen2_lm": ("Qwen2ForCausalLM", LLAMA),
     "qwen3": ("Qwen3Model", {**LLAMA, "head_dim": 4}),
     "vit": (
         "ViTModel",
@@ -191,6 +192,7 @@ WANTED: Mapping[str, tuple[str, ...]] = {
     "llama": (*THREE, "prefix", "mam"),
     "mistral": ("houlsby",),
     "qwen2": ("houlsby", "parallel"),
+    "qwen2_lm": ("nice",),
     "qwen3": ("pfeiffer",),
     "vit": (*THREE, "norms"),
 }

@@ -69,7 +69,11 @@ class Hooked(Protocol):
 
 
 # Method → the module of this room whose `plan` attaches it.
-HOOKED: Mapping[str, str] = {}
+HOOKED: Mapping[str, str] = {
+    "bottleneck": "bottlenecks",
+    "compacter": "bottlenecks",
+    "sparse_adapter": "bottlenecks",
+}
 
 
 def hooked(method: str) -> Hooked | None:

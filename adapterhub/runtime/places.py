@@ -90,12 +90,14 @@ class Places:
     """All of one architecture.
 
     `embedded`: "after" or "before" and the module behind or ahead of which the embeddings are
-    complete; None where AdapterHub has no invertible adapters.
+    complete; None where AdapterHub has no invertible adapters. `turned_back`: whether these run
+    backward before the output embeddings, too; the library has it so for its newer architectures.
     """
 
     places: tuple[Place, ...]
     attention: tuple[Attention, ...]
     embedded: tuple[str, str] | None
+    turned_back: bool = False
 
 
 @cache
@@ -119,6 +121,7 @@ def places_of(model: PreTrainedModel) -> Places:
             f"AdapterHub's modules have no known place in the architecture {kind!r}",
             remedy=f"known are {', '.join(known())}",
         )
+    turned_back = bool(row.get("turned_back"))
     row = _table()[row["same_as"]] if "same_as" in row else row
     return Places(
         tuple(
@@ -127,6 +130,7 @@ def places_of(model: PreTrainedModel) -> Places:
         ),
         tuple(Attention(**a) for a in row.get("attention", ())),
         next(iter(row.get("embedded", {}).items()), None),
+        turned_back,
     )
 
 
