@@ -80,7 +80,7 @@ _RENAMED = (
 )
 
 _WITHOUT_PEFT = (
-    Method("adamix", None, "AdaMix", _ARXIV + "2205.12410", file="adamix"),
+    Method("adamix", None, "AdaMix", _ARXIV + "2205.12410", ("attach",), "adamix"),
     Method("bitfit", None, "BitFit", _ARXIV + "2106.10199", ("merge",), "bitfit"),
     Method("bottleneck", None, "Bottleneck adapters", _ARXIV + "1902.00751"),
     Method("compacter", None, "Compacter", _ARXIV + "2106.04647"),

@@ -69,7 +69,13 @@ class Hooked(Protocol):
 
 
 # Method → the module of this room whose `plan` attaches it.
-HOOKED: Mapping[str, str] = {"ladder_side": "ladder_side"}
+HOOKED: Mapping[str, str] = {
+    "adamix": "adamix",
+    "bottleneck": "bottlenecks",
+    "compacter": "bottlenecks",
+    "ladder_side": "ladder_side",
+    "sparse_adapter": "bottlenecks",
+}
 
 
 def hooked(method: str) -> Hooked | None:
