@@ -25,9 +25,9 @@ class SaveRefused:
 
     def __call__(self, *_: Any, **__: Any) -> None:
         raise NotSupported(
-            f"{' and '.join(self.names)} in its weights: save_pretrained would write a model that "
-            "looks like its base and is not",
-            remedy="detach first; a merged model to keep is made by adapterhub merge BASE ADAPTER",
+            f"{' and '.join(self.names)} attached to this model: save_pretrained would write "
+            "something that is neither its base nor says what it is",
+            remedy="detach first; adapterhub merge BASE ADAPTER --out DIR makes a model to keep",
         )
 
 

@@ -17,6 +17,7 @@ from adapterhub.merging.work import Source
 from adapterhub.methods import Meaning, Replacement, method
 from adapterhub.registry import fit
 from adapterhub.runtime.changing import change
+from adapterhub.runtime.guards import guard
 from adapterhub.runtime.hooks import hooked, install
 from adapterhub.runtime.live import Live
 from adapterhub.runtime.planning import plan
@@ -58,6 +59,8 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     change(planned.works, live.tensors, live.held, planned.sources)
     for hooks in planned.hooks:
         install(model, hooks)
+        if not hooks.empty:
+            guard(model, [source.name])
     return model.eval()
 
 
