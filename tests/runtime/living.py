@@ -12,7 +12,7 @@ import torch
 import transformers
 
 SMALL = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-BERT = {**SMALL, "intermediate_size": 20, "max_position_embeddings": 16}
+BERT = {**SMALL, "intermediate_size": 24, "max_position_embeddings": 16}
 LLAMA = {
     **BERT,
     "num_key_value_heads": 1,
@@ -22,8 +22,13 @@ LLAMA = {
 GPT2 = {"vocab_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
 MIXTRAL = {**LLAMA, "num_local_experts": 3, "num_experts_per_tok": 2}
 VIT = {
-    **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8},
-    **{"patch_size": 4, "intermediate_size": 20, "num_channels": 3},
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_channels": 3,
 }
 MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("LlamaConfig", LLAMA, "LlamaForCausalLM"),

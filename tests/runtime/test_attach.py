@@ -126,8 +126,9 @@ class Bench:
 
     def __init__(self, root: Path, registry: Registry) -> None:
         self.root, self.registry = root, registry
-        self.model = model_of("llama", "bfloat16")
-        self.model.save_pretrained(root / "base")
+        made = model_of("llama", "bfloat16")
+        made.save_pretrained(root / "base")
+        self.model = type(made).from_pretrained(root / "base", dtype="bfloat16").eval()
         self.bare = bits(self.model)
         for number, (name, fields) in enumerate(zip("abc", self.FIELDS, strict=True)):
             adapter_of(self.model, "LoraConfig", root / name, number + 1, **fields)
@@ -279,7 +280,7 @@ def test_an_exception_inside_restores(bench: Bench) -> None:
 def test_a_failure_in_the_middle_leaves_what_was(
     bench: Bench, failure: Any, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = changing._change, [3]
+    real, left = changing._change, [2]
 
     def failing(*arguments: Any) -> None:
         left[0] -= 1
@@ -316,11 +317,11 @@ def test_damaged_values_are_refused_by_name(bench: Bench, tmp_path: Path) -> Non
     save_file(tensors, path / "adapter_model.safetensors")
     with bench.attach("b"):
         held = bits(bench.model)
-        with pytest.raises(InvalidAdapter, match=r"NaN or infinite"):
+        with pytest.raises(InvalidAdapter, match="lora_B holds NaN or infinity"):
             api.attach(bench.model, path, registry=bench.registry)
         assert bits(bench.model) == held
-        with pytest.raises(NotMergeable, match="does not fit BF16|beyond fp32"):
-            bench.attach("c", 1e38)
+        with pytest.raises(NotMergeable, match=r"does not fit BF16|beyond fp32"):
+            bench.attach("c", 3e38)
         assert bits(bench.model) == held
 
 
