@@ -191,8 +191,11 @@ def mismatch(naming: Naming, part: Part, config: Mapping[str, Any] | None = None
     stored = f"{naming.stored(part.module)}.{parameter}"
     there = naming.base.tensors.get(stored)
     if there is None:
-        # A replacement that the base lacks may be a new head: `target_class` decides.
-        return "" if isinstance(part, Replacement) else missing(naming, part.module, parameter)
+        # A replacement that the base lacks may be a new head: `target_class` decides. A bias beside
+        # a weight that is there is none: a model of this config would pass over it.
+        bare = parameter == "bias" and f"{naming.stored(part.module)}.weight" in naming.base.tensors
+        may_be_new = isinstance(part, Replacement) and not bare
+        return "" if may_be_new else missing(naming, part.module, parameter)
     resizable = isinstance(part, Replacement) and _resizable(naming.base, stored)
     if there.shape == part.value.shape or (
         resizable and there.shape[1:] == part.value.shape[1:] and part.value.shape

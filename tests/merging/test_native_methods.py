@@ -75,12 +75,19 @@ def test_bitfit_puts_its_biases_in_place(tmp_path: Path) -> None:
     assert same_bits(found[f"{QUERY}.bias"], trained[f"bert.{QUERY}.bias"])
 
 
+def test_biases_that_the_base_leaves_out_are_refused(tmp_path: Path) -> None:
+    """As t-few makes them in a T5: Llama's class has them where its config asks for them."""
+    base = save_base(tmp_path / "base", llama(), LLAMA)
+    arrays = {f"{Q0}.bias": random(1, HIDDEN)}
+    adapter = save_native(tmp_path / "it", "bitfit", arrays, task_type="CAUSAL_LM")
+    with pytest.raises(BaseMismatch, match="1 mismatch") as caught:
+        plan_of(base, adapter)
+    assert caught.value.details[0] == f"{Q0}.bias: the base has no such tensor"
+
+
 def test_biases_that_no_class_has_are_refused(tmp_path: Path) -> None:
-    """t-few makes biases in a T5 that has none: no class would load them."""
     base = save_base(tmp_path / "base", bert(), BERT)
-    adapter = save_native(
-        tmp_path / "it", "bitfit", {"bert.embeddings.word_embeddings.bias": random(1, HIDDEN)}
-    )
+    adapter = save_native(tmp_path / "it", "bitfit", {"bert.strange.bias": random(1, HIDDEN)})
     with pytest.raises(BaseMismatch, match="1 mismatch") as caught:
         plan_of(base, adapter)
     assert "neither the base nor any bert class has it" in caught.value.details[0]
