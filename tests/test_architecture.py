@@ -23,7 +23,8 @@ LEVELS = (
     ("methods",),
     ("formats", "store"),
     ("registry",),
-    ("merging", "runtime", "hub"),
+    ("merging", "hub"),
+    ("runtime",),  # a merge into a model in memory
     ("api",),
     ("cli",),
 )

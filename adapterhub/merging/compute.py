@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from adapterhub.digest import CHUNK_BYTES
 from adapterhub.errors import AdapterHubError, InvalidAdapter, InvalidBase, NotMergeable
 from adapterhub.merging.factors import Ready, Runnable, plain, read_bytes
 from adapterhub.merging.ranges import Compute, item_bytes
-from adapterhub.merging.work import MergePlan, Row, Slab, Term, Work
+from adapterhub.merging.work import MergePlan, Row, Slab, Source, Term, Work
 from adapterhub.tensorfile import DTYPES
 from adapterhub.tensorfile.reading import buffer
 
@@ -34,6 +35,13 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
+class Named(Protocol):
+    """What knows the adapters by their numbers: a plan."""
+
+    @property
+    def sources(self) -> Sequence[Source]: ...
+
+
 def compute(chunk: Compute, ready: Sequence[Ready], plan: MergePlan) -> memoryview:
     """The chunk's bytes, in memory that the thread's next chunk will use again.
 
@@ -47,6 +55,25 @@ def compute(chunk: Compute, ready: Sequence[Ready], plan: MergePlan) -> memoryvi
     first, count = chunk.start // written, chunk.nbytes // written
     source = _read(work, first * stored, count * stored)
     target = source if stored == written else _scratch.target[: chunk.nbytes]
+    merge_range(work, ready, plan, source, target, first)
+    return target
+
+
+def merge_range(
+    work: Work,
+    ready: Sequence[Ready],
+    plan: Named,
+    source: memoryview,
+    target: memoryview,
+    first: int,
+) -> None:
+    """The elements `first …` whose bytes as stored are `source`, as they are to be, to `target`.
+
+    Of a dtype in FLOATS. `source` and `target` may be the same memory. Raises as `compute` does,
+    and `target` is then not to be used.
+    """
+    written, stored = item_bytes(work.dtype), item_bytes(work.value.dtype)
+    count = len(source) // stored
     for runnable, origin, start, stop in _spans(work, ready, first, first + count):
         begin, end = start - first, stop - first
         try:
@@ -59,7 +86,6 @@ def compute(chunk: Compute, ready: Sequence[Ready], plan: MergePlan) -> memoryvi
             raise _explained(error, work, _slab_at(ready, start), plan) from error
     for row in work.rows:
         _replace_row(row, work, target, first)
-    return target
 
 
 def _read(work: Work, start: int, nbytes: int) -> memoryview:
@@ -119,13 +145,13 @@ def _replace_row(row: Row, work: Work, target: memoryview, first: int) -> None:
 # --- values that are refused ------------------------------------------------------------------
 
 
-def explained(error: kernels.NonFinite, work: Work, slab: Slab, plan: MergePlan) -> AdapterHubError:
+def explained(error: kernels.NonFinite, work: Work, slab: Slab, plan: Named) -> AdapterHubError:
     """The same for a fault that shows while the factors of `slab` are read."""
     return _explained(error, work, slab, plan)
 
 
 def _explained(
-    error: kernels.NonFinite, work: Work, slab: Slab | None, plan: MergePlan
+    error: kernels.NonFinite, work: Work, slab: Slab | None, plan: Named
 ) -> AdapterHubError:
     """The kernel's terse fact, with the names that it does not know."""
     if error.factor is not None and slab is not None:
@@ -146,7 +172,7 @@ def _explained(
     )
 
 
-def _bad_factor(error: kernels.NonFinite, term: Term, plan: MergePlan) -> InvalidAdapter:
+def _bad_factor(error: kernels.NonFinite, term: Term, plan: Named) -> InvalidAdapter:
     tensor = term.a if error.operand == "a" and term.a is not None else term.b
     first, *rest = error.index
     place = [first, *_unravelled(rest[0], tensor.shape[1:])] if rest else [first]

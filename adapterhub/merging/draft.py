@@ -255,6 +255,12 @@ class Draft:
                 remedy="leave one of the adapters out, or merge what was trained together",
             )
 
+    def changed(self) -> dict[str, Work]:
+        """The tensors of the base that are touched, by their stored names, in the base's order."""
+        touched = self.slabs.keys() | self.rows.keys() | self.replacements.keys()
+        found = ((name, t) for name, t in self.base.tensors.items() if name in touched)
+        return {name: self._work(name, name, tensor) for name, tensor in found}
+
     def works(self) -> tuple[dict[str, Work], tuple[str, ...]]:
         """Output tensors in the base's order, then tied ones that the base holds under another
         name, then new ones; and what is left out, sorted. Settles what remains tied.

@@ -37,6 +37,7 @@ __all__ = [
     "mismatches",
     "refuse",
     "target_class",
+    "wrong_ranks",
 ]
 
 LABELLED = ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLS")  # tasks whose heads have a row for each label
@@ -160,7 +161,7 @@ def mismatches(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     base = seen(base, base.model_class, [(adapter, parts)])
     naming = Naming(base)
     found = [sentence for part in parts if (sentence := mismatch(naming, part, adapter.config))]
-    return [*found, *_wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, parts)]
+    return [*found, *wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, parts)]
 
 
 def _homeless(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
@@ -194,8 +195,11 @@ def mismatch(naming: Naming, part: Part, config: Mapping[str, Any] | None = None
     stored = f"{naming.stored(part.module)}.{parameter}"
     there = naming.base.tensors.get(stored)
     if there is None:
-        # A replacement that the base lacks may be a new head: `target_class` decides.
-        return "" if isinstance(part, Replacement) else missing(naming, part.module, parameter)
+        # A replacement that the base lacks may be a new head: `target_class` decides. A bias beside
+        # a weight that is there is none: a model of this config would pass over it.
+        bare = parameter == "bias" and f"{naming.stored(part.module)}.weight" in naming.base.tensors
+        may_be_new = isinstance(part, Replacement) and not bare
+        return "" if may_be_new else missing(naming, part.module, parameter)
     resizable = isinstance(part, Replacement) and _resizable(naming.base, stored)
     if there.shape == part.value.shape or (
         resizable and there.shape[1:] == part.value.shape[1:] and part.value.shape
@@ -258,7 +262,7 @@ def _whole_mismatch(naming: Naming, part: Delta | Transform) -> str:
     return ""
 
 
-def _wrong_ranks(naming: Naming, adapter: Adapter, parts: Meaning) -> Iterator[str]:
+def wrong_ranks(naming: Naming, adapter: Adapter, parts: Meaning) -> Iterator[str]:
     """Factors of experts show their rank only beside a base, which says how many experts it has."""
     several = [part for part in parts if isinstance(part, LowRank) and part.layout == "experts"]
     ranks = method(adapter.method).implementation.ranks(adapter) if several else None
