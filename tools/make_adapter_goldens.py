@@ -182,9 +182,11 @@ OTHERS: Mapping[str, Callable[[], Any]] = {
         adapters.LoRAConfig(r=2, alpha=4, use_gating=True),
     ),
 }
+SHARING = ("compacter", "compacter_all")
 WANTED: Mapping[str, tuple[str, ...]] = {
-    "bert": (*(name for name in CASES if name != "cross"), *OTHERS),
-    "bert_lm": ("nice",),
+    # Shared parameters are not saved of a bare base model, which has no prefix to its names.
+    "bert": (*(name for name in CASES if name not in ("cross", *SHARING)), *OTHERS),
+    "bert_lm": ("nice", *SHARING),
     "roberta": ("pfeiffer", "prefix_flat"),
     "distilbert": THREE,
     "t5": (*THREE, "cross", "late"),

@@ -73,6 +73,7 @@ HOOKED: Mapping[str, str] = {
     "bottleneck": "bottlenecks",
     "compacter": "bottlenecks",
     "sparse_adapter": "bottlenecks",
+    "prefix_tuning": "prefixes",
 }
 
 
