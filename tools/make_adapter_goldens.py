@@ -171,7 +171,6 @@ OTHERS: Mapping[str, Callable[[], Any]] = {
     "prefix_gated": lambda: adapters.PrefixTuningConfig(
         prefix_length=3, use_gating=True, bottleneck_size=4
     ),
-    "lora_gated": lambda: adapters.LoRAConfig(r=2, alpha=4, use_gating=True),
     "mam": lambda: adapters.MAMConfig(
         adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=4),
         adapters.ParBnConfig(reduction_factor=2),

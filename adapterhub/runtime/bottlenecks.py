@@ -52,7 +52,9 @@ def planned(
     if config.get("phm_layer") and config.get("shared_W_phm"):
         own = {**dict.fromkeys(wanted, {}), **own}  # where nothing is a place's own
     found, wrong = _blocks(model, places, own, shared, config)
-    wrong += [f"{name}: the config asks for a bottleneck there" for name in sorted(wanted - set(own))]
+    wrong += [
+        f"{name}: the config asks for a bottleneck there" for name in sorted(wanted - set(own))
+    ]
     there = {block.place.stored for block in found}
     wrong += [f"{name}: the model has no such layer" for name in sorted(there - has)]
     if wrong:

@@ -74,6 +74,8 @@ HOOKED: Mapping[str, str] = {
     "compacter": "bottlenecks",
     "sparse_adapter": "bottlenecks",
     "prefix_tuning": "prefixes",
+    "mam": "unions",
+    "unipelt": "unions",
 }
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.adapter import Adapter
 from adapterhub import formats
+from adapterhub.adapter import Adapter
 from adapterhub.runtime.hooks import Hooks, hooked, install
 
 torch = pytest.importorskip("torch")
@@ -25,7 +25,11 @@ CASES = sorted(
     for case in GOLDEN.glob("*/*")
     if case.is_dir() and case.name != "base"
 )
-CLASSES = {"bert_lm": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM", "qwen2_lm": "AutoModelForCausalLM"}
+CLASSES = {
+    "bert_lm": "AutoModelForMaskedLM",
+    "t5": "AutoModelForSeq2SeqLM",
+    "qwen2_lm": "AutoModelForCausalLM",
+}
 
 
 def model_of(architecture: str, attention: str = "eager") -> Any:
