@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from adapterhub.api import (
+        attach,
         inspect,
         load_model,
         merge,
@@ -32,6 +33,7 @@ __all__ = [
     "AdapterHubError",
     "Filters",
     "Registry",
+    "attach",
     "inspect",
     "load_model",
     "merge",

@@ -6,6 +6,7 @@ reg = ah.open()
 reg.add("runs/ner", name="nli-graph", base="models/minilm")
 ah.merge("models/minilm", ["nli-graph"], out="merged")
 model = ah.load_model("nli-graph")
+with ah.attach(base_model, "nli-graph"): ...
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ from adapterhub.registry.opening import opened
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from adapterhub.base import Base
     from adapterhub.formats import Format
     from adapterhub.hub.server.serving import Options as ServeOptions
     from adapterhub.methods import Method
+    from adapterhub.runtime import Attached
 
 Progress = Callable[[int], None]
 AdapterSpec = str | Path | tuple[str | Path, float]
@@ -208,7 +211,74 @@ def load_model(
             )
     from adapterhub import runtime
 
-    return runtime.load(found, loaded.adapter)
+    return runtime.load(found, inputs.source_of(loaded))
+
+
+def attach(
+    model: PreTrainedModel,
+    adapters: AdapterSpec | Sequence[AdapterSpec],
+    *,
+    weight: float = 1.0,
+    restore: str = "memory",
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
+    registry: Registry | None = None,
+) -> Attached:
+    """Adapters on a transformers model that is in memory; off it again, bit for bit, at `detach`.
+
+    `adapters`: a ref or path, a pair of one and its weight, or several in a list. `weight`: that of
+    a single adapter. What merges goes into the weights, with the bits of `merge`; what does not
+    runs beside them. `restore` says where the original bits are until then: "memory" keeps a copy
+    of each changed tensor (`Attached.memory` says how many bytes), "base" reads them again from the
+    files of `base` (a BASE; by default the one recorded with the adapter, else the directory that
+    the model was loaded from), which are compared with the model first.
+
+        with ah.attach(model, "nli-graph") as attached:
+            model(**inputs)
+            attached.switch("nli-labels", weight=0.5)
+
+    Raises BaseMismatch with all that does not fit, NotMergeable, NotSupported, AlreadyExists; the
+    model is then as it was.
+    """
+    from adapterhub import runtime
+
+    if restore not in runtime.RESTORE:
+        raise InvalidOption(f"restore={restore!r}", remedy=f"one of {', '.join(runtime.RESTORE)}")
+
+    def find(spec: Any, weight: float) -> Source:
+        with opened(registry) as reg:
+            return _source(reg, spec if isinstance(spec, tuple) else (spec, weight), allow_pickle)
+
+    single = isinstance(adapters, str | Path | tuple)
+    specs: list[Any] = [adapters] if single else list(adapters)  # type: ignore[arg-type]
+    if weight != 1.0 and (len(specs) != 1 or isinstance(specs[0], tuple)):
+        raise InvalidOption("weight=… is that of a single adapter", remedy="give pairs: (ref, 0.5)")
+    sources = [find(spec, weight) for spec in specs]
+    files = None
+    if restore == "base":
+        with opened(registry) as reg:
+            files = _base_of(reg, model, sources, base)
+    return runtime.attach(model, sources, base=files, find=find)
+
+
+def _base_of(
+    registry: Registry, model: PreTrainedModel, sources: Sequence[Source], given: str | Path | None
+) -> Base:
+    """The files that a model in memory came from, as far as anybody says."""
+    if given is not None:
+        return registry.base.resolve(given)
+    roots = [source.base_weights_root for source in sources if source.base_weights_root]
+    found = registry.base.find(roots[0], None) if roots else None
+    name = getattr(model, "name_or_path", None)
+    if found is None and name:
+        path = Path(name)
+        found = registry.base.resolve(path if path.is_dir() else name)
+    if found is None:
+        raise NotFound(
+            "nobody says which files this model was loaded from",
+            remedy='give base=DIR, or restore="memory"',
+        )
+    return found
 
 
 def _base_name(loaded: Loaded) -> str | None:
@@ -285,6 +355,7 @@ __all__ = [
     "PushResult",
     "Pushed",
     "Registry",
+    "attach",
     "env",
     "formats",
     "inspect",

@@ -44,7 +44,7 @@ def settle(naming: Naming, works: Mapping[str, Work]) -> Settled:
     ties = naming.base.ties_in(naming.result) if naming.result else {}
     for group in groups(ties):
         found = [(name, works[name]) for name in group if name in works]
-        pairs = [(a[0], b[0]) for a, b in combinations(found, 2) if _differ(a[1], b[1])]
+        pairs = [(a[0], b[0]) for a, b in combinations(found, 2) if differ(a[1], b[1])]
         if pairs:
             _refuse_unread(group, works)
             apart += pairs
@@ -123,7 +123,7 @@ def refuse_unknown(naming: Naming, meaning: Meaning) -> None:
 # --- alike ------------------------------------------------------------------------------------
 
 
-def _differ(one: Work, other: Work) -> bool:
+def differ(one: Work, other: Work) -> bool:
     """Whether the merge gives two tensors that shared a weight different values.
 
     Tensors that the base stores both, and nobody touches, are as they were.

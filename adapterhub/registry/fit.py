@@ -35,6 +35,7 @@ __all__ = [
     "mismatches",
     "refuse",
     "target_class",
+    "wrong_ranks",
 ]
 
 LABELLED = ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLS")  # tasks whose heads have a row for each label
@@ -158,7 +159,7 @@ def mismatches(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     base = seen(base, base.model_class, [(adapter, parts)])
     naming = Naming(base)
     found = [sentence for part in parts if (sentence := mismatch(naming, part, adapter.config))]
-    return [*found, *_wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, parts)]
+    return [*found, *wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, parts)]
 
 
 def _homeless(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
@@ -244,7 +245,7 @@ def _whole_mismatch(naming: Naming, part: Delta | Transform) -> str:
     return ""
 
 
-def _wrong_ranks(naming: Naming, adapter: Adapter, parts: Meaning) -> Iterator[str]:
+def wrong_ranks(naming: Naming, adapter: Adapter, parts: Meaning) -> Iterator[str]:
     """Factors of experts show their rank only beside a base, which says how many experts it has."""
     several = [part for part in parts if isinstance(part, LowRank) and part.layout == "experts"]
     ranks = method(adapter.method).implementation.ranks(adapter) if several else None

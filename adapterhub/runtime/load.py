@@ -10,31 +10,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from adapterhub import kernels
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
-from adapterhub.errors import BaseMismatch, InvalidAdapter, NotMergeable
-from adapterhub.methods import (
-    BiasDelta,
-    Delta,
-    LowRank,
-    Meaning,
-    Replacement,
-    TokenRows,
-    Transform,
-    method,
-)
+from adapterhub.errors import BaseMismatch
+from adapterhub.merging.work import Source
+from adapterhub.methods import Meaning, Replacement, method
 from adapterhub.registry import fit
-from adapterhub.tensorfile import DTYPES, Tensor
+from adapterhub.runtime.changing import change
+from adapterhub.runtime.guards import guard
+from adapterhub.runtime.hooks import hooked, install
+from adapterhub.runtime.live import Live
+from adapterhub.runtime.planning import plan
+from adapterhub.tensorfile import Tensor
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 FLOATS: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_Plain = LowRank | BiasDelta | Replacement
 # PEFT's task types, and ours for tasks that PEFT does not name.
 AUTO_CLASSES: Mapping[str, str] = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -48,42 +40,40 @@ AUTO_CLASSES: Mapping[str, str] = {
 }
 
 
-def load(base: Base, adapter: Adapter) -> PreTrainedModel:
-    """A model of the adapter's task in the base's dtype, in eval mode, the adapter in its weights.
+def load(base: Base, source: Source) -> PreTrainedModel:
+    """A model of the adapter's task in the base's dtype, in eval mode, the adapter applied.
 
-    Raises NotMergeable for variants that have no weight to go into, BaseMismatch with everything
-    that does not fit, or that neither base nor adapter has.
+    What merges goes into the weights for good; what does not runs beside them, as do factors
+    beside weights that bitsandbytes has quantised. Raises NotMergeable for what can do neither,
+    BaseMismatch with everything that does not fit, or that neither base nor adapter has.
     """
-    meaning = _plain(method(adapter.method).implementation.meaning(adapter))
-    fit.check(base, adapter, name="the adapter")  # before a model is loaded
+    adapter = source.adapter
+    meaning = _meaning(adapter)
+    if not _is_quantised(base):  # whose files hold other shapes than the model
+        fit.check(base, adapter, name="the adapter")  # before a model is loaded
     heads = _brought(meaning)
     model, missing = _from_pretrained(base, adapter, meaning)
     _refuse_random(missing, heads, base)
-    mismatches = [found for part in meaning if (found := _mismatch(model, part))]
-    if mismatches:
-        raise BaseMismatch(
-            f"the adapter does not fit a {type(model).__name__} of {base.path}: "
-            f"{len(mismatches)} mismatches",
-            details=mismatches,
-            remedy="check that this is the base it was trained on: adapterhub show REF",
-        )
-    for part in sorted(meaning, key=lambda part: not isinstance(part, Replacement)):
-        _apply(model, part)  # what is replaced first, since others may add to it
+    live = Live(model)
+    planned = plan(live, [source])
+    change(planned.works, live.tensors, live.held, planned.sources)
+    for hooks in planned.hooks:
+        install(model, hooks)
+        if not hooks.empty:
+            guard(model, [source.name])
     return model.eval()
 
 
-def _plain(meaning: Meaning) -> tuple[_Plain, ...]:
-    """Raises NotMergeable for what only a merge to files does yet."""
-    found = []
-    for part in meaning:
-        special = isinstance(part, LowRank) and (part.magnitude or part.parameter)
-        if isinstance(part, TokenRows | Delta | Transform) or special:
-            raise NotMergeable(
-                f"{part.module}: DoRA, token rows and experts are not loaded into live models yet",
-                remedy="adapterhub merge BASE ADAPTER --out DIR, then load DIR",
-            )
-        found.append(part)
-    return tuple(found)
+def _meaning(adapter: Adapter) -> Meaning:
+    if hooked(adapter.method):
+        return ()
+    return method(adapter.method).implementation.meaning(adapter)
+
+
+def _is_quantised(base: Base) -> bool:
+    found = base.config.get("quantization_config")
+    names = ("load_in_4bit", "load_in_8bit")
+    return isinstance(found, dict) and any(found.get(name) for name in names)
 
 
 def _brought(meaning: Meaning) -> dict[str, Tensor]:
@@ -158,99 +148,3 @@ def _refuse_random(missing: set[str], heads: Mapping[str, Tensor], base: Base) -
             details=random[:20],
             remedy=f"check that {base.path} is the base that this adapter was trained on",
         )
-
-
-# --- the adapter ------------------------------------------------------------------------------
-
-
-def _mismatch(model: PreTrainedModel, part: _Plain) -> str:
-    name = f"{part.module}.{_parameter(part)}"
-    parameter = _find(model, name)
-    if parameter is None:
-        return f"{name}: the model has no such parameter"
-    if sharing := _sharing(model, parameter):
-        raise NotMergeable(
-            f"{name} is tied: {' and '.join(sharing)} share one weight",
-            remedy="a later version attaches beside tied weights; until then use peft",
-        )
-    shape = _delta_shape(model, part) if isinstance(part, LowRank) else part.value.shape
-    expected = tuple(parameter.shape)
-    return "" if shape == expected else f"{name}: {list(shape)}, the model has {list(expected)}"
-
-
-def _parameter(part: _Plain) -> str:
-    if isinstance(part, Replacement):
-        return part.parameter
-    return "weight" if isinstance(part, LowRank) else "bias"
-
-
-def _find(model: PreTrainedModel, name: str) -> torch.nn.Parameter | None:
-    try:
-        parameter: torch.nn.Parameter = model.get_parameter(name)
-    except AttributeError:
-        return None
-    return parameter
-
-
-def _sharing(model: PreTrainedModel, parameter: torch.nn.Parameter) -> list[str]:
-    """The names of a parameter that has several."""
-    everywhere = model.named_parameters(remove_duplicate=False)
-    names = [name for name, other in everywhere if other is parameter]
-    return names if len(names) > 1 else []
-
-
-def _is_transposed(model: PreTrainedModel, part: LowRank) -> bool:
-    kind = type(model.get_submodule(part.module)).__name__
-    return part.layout == "embedding" or kind == "Conv1D"
-
-
-def _delta_shape(model: PreTrainedModel, part: LowRank) -> tuple[int, ...]:
-    out, rest = part.b.shape[0], part.a.shape[1:]
-    return (*rest, out) if _is_transposed(model, part) else (out, *rest)
-
-
-def _apply(model: PreTrainedModel, part: _Plain) -> None:
-    """Change one parameter in place, on the CPU."""
-    import torch
-
-    name = f"{part.module}.{_parameter(part)}"
-    parameter = model.get_parameter(name)
-    stored = _numpy(parameter)
-    try:
-        changed = _changed(model, part, stored)
-    except kernels.NonFinite as error:
-        raise InvalidAdapter(
-            f"{name}: {error}", remedy="the adapter or its base is damaged; verify both"
-        ) from error
-    with torch.no_grad():
-        stored[...] = changed
-
-
-def _changed(model: PreTrainedModel, part: _Plain, stored: np.ndarray) -> np.ndarray:
-    if isinstance(part, Replacement):
-        value = part.value.read().astype(np.float32)
-        return kernels.round_to(value, stored.dtype)
-    if isinstance(part, BiasDelta):
-        return kernels.add_scaled(stored, [(np.float32(part.scale), _fp32(part.value))])
-    a, b = _fp32(part.a), _fp32(part.b)
-    factor = kernels.Factor(
-        a=a.reshape(a.shape[0], -1), b=b.reshape(b.shape[0], -1), scale=np.float32(part.scale)
-    )
-    turned = _is_transposed(model, part)
-    matrix = stored.T if turned else stored.reshape(stored.shape[0], -1)
-    merged = kernels.merge_low_rank(matrix, [factor])
-    return merged.T if turned else merged.reshape(stored.shape)
-
-
-def _fp32(tensor: Tensor) -> np.ndarray:
-    return tensor.read().astype(np.float32, copy=False)
-
-
-def _numpy(parameter: torch.nn.Parameter) -> np.ndarray:
-    """A view of the parameter's memory; numpy itself has no bfloat16."""
-    import torch
-
-    data = parameter.detach()
-    if data.dtype == torch.bfloat16:
-        return data.view(torch.int16).numpy().view(DTYPES["BF16"])
-    return data.numpy()
