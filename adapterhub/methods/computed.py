@@ -36,7 +36,8 @@ class Computed:
         return 4 * math.prod(self.shape)
 
     def read(self) -> Values:
-        with default_float_mode():
+        # What overflows is refused by its name and place, where it is used.
+        with default_float_mode(), np.errstate(over="ignore", invalid="ignore"):
             values = np.ascontiguousarray(self.compute(), np.float32)
         if values.shape != self.shape:
             raise ValueError(f"computed {values.shape}, promised {self.shape}")

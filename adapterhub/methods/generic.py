@@ -15,8 +15,8 @@ from adapterhub.methods import saved, sizes, targets
 from adapterhub.methods.beside import bottlenecks, widths
 from adapterhub.methods.interface import Ranks
 from adapterhub.methods.layout import Layout, Misfit, Sizes, bind, foreign, lacking, product
-from adapterhub.methods.layouts import LAYOUTS
 from adapterhub.methods.meaning import Meaning, Replacement
+from adapterhub.methods.native_layouts import layout_of
 from adapterhub.methods.signature import Signature
 from adapterhub.methods.table import method
 from adapterhub.tensorfile import Tensor, shown
@@ -34,7 +34,7 @@ def problems(adapter: Adapter) -> list[Problem]:
     if not adapter.modules:
         return [*found, _fatal("no-tensors", "the weights hold no tensor")]
     found += _capped(_dtype_problems(adapter))
-    layout = LAYOUTS.get(adapter.method)
+    layout = layout_of(adapter.method)
     if layout is not None:
         found += _capped(_layout_problems(adapter, layout))
     found += saved.problems(adapter)
@@ -202,7 +202,7 @@ def _sides(layout: Layout, found: Mapping[str, int]) -> tuple[int | None, int | 
 
 
 def ranks(adapter: Adapter) -> Ranks | None:
-    layout = LAYOUTS.get(adapter.method)
+    layout = layout_of(adapter.method)
     if layout is None or not layout.rank:
         beside = widths(adapter)
         return Ranks(beside) if beside and method(adapter.method).rank else None
@@ -226,7 +226,7 @@ def _all_bound(adapter: Adapter, layout: Layout) -> Iterator[tuple[str, Sizes]]:
 
 
 def signature(adapter: Adapter) -> Signature:
-    layout = LAYOUTS.get(adapter.method)
+    layout = layout_of(adapter.method)
     if beside := bottlenecks(adapter):
         return beside
     if layout is None or layout.whole:

@@ -71,16 +71,17 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Delta:
-    """`weight += scale · value` for the weight of `module`, where the change has no low rank.
+    """`parameter += scale · value` for a parameter of `module`, where the change has no low rank.
 
-    value: (out, in), or (out, in, *kernel) of a convolution; often one that is computed when it is
-    read. `scale` as that of LowRank.
+    value: (out, in), or (out, in, *kernel) of a convolution, (n,) of a norm or a bias; often one
+    that is computed when it is read. `scale` as that of LowRank.
     """
 
     module: str
     value: Tensor
     scale: float
     roles: tuple[str, ...]
+    parameter: Literal["weight", "bias"] = "weight"
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,38 @@ _RENAMED = (
 )
 
 _WITHOUT_PEFT = (
-    Method("adamix", None, "AdaMix", _ARXIV + "2205.12410"),
-    Method("bitfit", None, "BitFit", _ARXIV + "2106.10199"),
+    Method("adamix", None, "AdaMix", _ARXIV + "2205.12410", ("attach",), "adamix"),
+    Method("bitfit", None, "BitFit", _ARXIV + "2106.10199", ("merge", "attach"), "bitfit"),
     Method("bottleneck", None, "Bottleneck adapters", _ARXIV + "1902.00751"),
     Method("compacter", None, "Compacter", _ARXIV + "2106.04647"),
-    Method("diff_pruning", None, "Diff pruning", _ARXIV + "2012.07463"),
-    Method("fishmask", None, "FISH mask", _ARXIV + "2111.09839"),
-    Method("intrinsic_said", None, "Intrinsic dimension", _ARXIV + "2012.13255"),
-    Method("krona", None, "KronA", _ARXIV + "2212.10650"),
-    Method("ladder_side", None, "Ladder side-tuning", _ARXIV + "2206.06522"),
+    Method(
+        "diff_pruning",
+        None,
+        "Diff pruning",
+        _ARXIV + "2012.07463",
+        ("merge", "attach"),
+        "sparse_delta",
+    ),
+    Method(
+        "fishmask", None, "FISH mask", _ARXIV + "2111.09839", ("merge", "attach"), "sparse_delta"
+    ),
+    Method(
+        "intrinsic_said",
+        None,
+        "Intrinsic dimension",
+        _ARXIV + "2012.13255",
+        ("merge", "attach"),
+        "intrinsic_said",
+    ),
+    Method("krona", None, "KronA", _ARXIV + "2212.10650", ("merge", "attach"), "krona"),
+    Method(
+        "ladder_side",
+        None,
+        "Ladder side-tuning",
+        _ARXIV + "2206.06522",
+        ("attach",),
+        "ladder_side",
+    ),
     Method("mam", None, "Mix-and-match adapters", _ARXIV + "2110.04366"),
     Method("reft", None, "ReFT", _ARXIV + "2404.03592"),
     Method("sparse_adapter", None, "SparseAdapter", _ARXIV + "2210.04284"),

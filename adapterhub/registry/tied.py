@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base, groups
 from adapterhub.catalogue import ModelClass
-from adapterhub.methods import Meaning, Part, Replacement, TokenRows
+from adapterhub.methods import Delta, Meaning, Part, Replacement, TokenRows
 from adapterhub.registry.naming import Naming
 from adapterhub.tensorfile import FileTensor, Tensor
 
 Same = Callable[[Tensor, Tensor], bool]
+# Methods that train the parameter itself, whatever shares it.
+_OF_PARAMETERS = ("diff_pruning", "fishmask", "intrinsic_said")
+Shared = Replacement | TokenRows | Delta
 
 
 def seen(base: Base, found: ModelClass | None, adapters: Sequence[tuple[Adapter, Meaning]]) -> Base:
@@ -101,10 +104,16 @@ def spread(
     return [
         _renamed(part, other)
         for part in meaning
-        if isinstance(part, Replacement | TokenRows)
+        if _may_spread(part, adapter)
         for other in _others(naming, adapter, part, sharing, same)
         if (type(part), other) not in own
     ]
+
+
+def _may_spread(part: Part, adapter: Adapter) -> TypeGuard[Shared]:
+    if isinstance(part, Delta):
+        return adapter.method in _OF_PARAMETERS
+    return isinstance(part, Replacement | TokenRows)
 
 
 def _present(base: Base, group: Sequence[str]) -> bool:
@@ -112,22 +121,18 @@ def _present(base: Base, group: Sequence[str]) -> bool:
 
 
 def _own(naming: Naming, meaning: Meaning) -> set[tuple[type, str]]:
-    return {
-        (type(part), _name(naming, part))
-        for part in meaning
-        if isinstance(part, Replacement | TokenRows)
-    }
+    return {(type(part), _name(naming, part)) for part in meaning if isinstance(part, Shared)}
 
 
-def _name(naming: Naming, part: Replacement | TokenRows) -> str:
-    parameter = part.parameter if isinstance(part, Replacement) else "weight"
+def _name(naming: Naming, part: Shared) -> str:
+    parameter = "weight" if isinstance(part, TokenRows) else part.parameter
     return f"{naming.stored(part.module)}.{parameter}"
 
 
 def _others(
     naming: Naming,
     adapter: Adapter,
-    part: Replacement | TokenRows,
+    part: Shared,
     sharing: Sequence[Sequence[str]],
     same: Same,
 ) -> Iterator[str]:
@@ -138,7 +143,7 @@ def _others(
     if isinstance(part, TokenRows):
         if name == group[0]:
             yield from (other for other in group[1:] if other in tensors)
-    elif not is_saved_copy(adapter, part.module):
+    elif isinstance(part, Delta) or not is_saved_copy(adapter, part.module):
         for other in group:
             if other != name and other in tensors and same(tensors[name], tensors[other]):
                 yield other
@@ -151,9 +156,9 @@ def is_saved_copy(adapter: Adapter, module: str) -> bool:
     return any(isinstance(name, str) and module.endswith(name) for name in names)
 
 
-def _renamed(part: Replacement | TokenRows, other: str) -> Part:
+def _renamed(part: Shared, other: str) -> Part:
     module, _, parameter = other.rpartition(".")
-    if isinstance(part, TokenRows):
+    if not isinstance(part, Replacement):
         return replace(part, module=module)
     return replace(part, module=module, parameter=parameter)
 

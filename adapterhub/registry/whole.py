@@ -23,12 +23,8 @@ class Spot:
     transposed: bool = False
 
 
-def parameter(part: Delta | Transform) -> str:
-    return part.parameter if isinstance(part, Transform) else "weight"
-
-
 def stored_name(naming: Naming, part: Delta | Transform) -> str:
-    return f"{naming.stored(part.module)}.{parameter(part)}"
+    return f"{naming.stored(part.module)}.{part.parameter}"
 
 
 def spot(naming: Naming, part: Delta | Transform) -> Spot | None:
@@ -42,14 +38,14 @@ def spot(naming: Naming, part: Delta | Transform) -> Spot | None:
         return None
     if there is None:
         raise _absent(naming, part)
-    transposed = parameter(part) == "weight" and naming.kind(part.module) == "Conv1D"
+    transposed = part.parameter == "weight" and naming.kind(part.module) == "Conv1D"
     shape = there.shape[::-1] if transposed else there.shape
     flat = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
     asked = part.shape if isinstance(part, Transform) else part.value.shape
     if not (fits(asked, shape) or fits(asked, flat)):
         got, expected = [size or "any" for size in asked], list(shape)
         raise BaseMismatch(
-            f"{part.module}.{parameter(part)}: the adapter is for {got}, the base has {expected}"
+            f"{part.module}.{part.parameter}: the adapter is for {got}, the base has {expected}"
         )
     return Spot(stored, flat, transposed)
 
@@ -66,4 +62,4 @@ def _absent(naming: Naming, part: Delta | Transform) -> AdapterHubError:
             "the whole weight is not taken apart",
             remedy="load the base with transformers, save it, and merge into that",
         )
-    return BaseMismatch(missing(naming, part.module, parameter(part)))
+    return BaseMismatch(missing(naming, part.module, part.parameter))

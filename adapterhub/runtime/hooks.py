@@ -70,8 +70,10 @@ class Hooked(Protocol):
 
 # Method → the module of this room whose `plan` attaches it.
 HOOKED: Mapping[str, str] = {
+    "adamix": "adamix",
     "bottleneck": "bottlenecks",
     "compacter": "bottlenecks",
+    "ladder_side": "ladder_side",
     "sparse_adapter": "bottlenecks",
     "prefix_tuning": "prefixes",
     "mam": "unions",

@@ -252,6 +252,20 @@ def t5x_prompt(path: Path) -> Path:
     return path
 
 
+def native(path: Path) -> Path:
+    config(path / "adapter_config.json", adapterhub=1, method="krona", scaling=0.5)
+    name = "model.layers.0.self_attn.q_proj"
+    shapes = {f"{name}:krona_A": (2, 4), f"{name}:krona_B": (4, 2)}
+    safetensors(path / "adapter_model.safetensors", shapes)
+    return path
+
+
+def biases(path: Path) -> Path:
+    name = "bert.encoder.layer.0.attention.self"
+    shapes = {f"{name}.query.bias": (8,), f"{name}.key.bias": (8,), "classifier.weight": (3, 8)}
+    return pickled(path / "biases.pt", shapes).parent
+
+
 def pyreft(path: Path) -> Path:
     config(path / "config.json", intervention_types=["LoreftIntervention"])
     shapes = {"weight": (2, 8), "bias": (2,), "rotate_layer": (8, 2)}
@@ -262,12 +276,14 @@ def pyreft(path: Path) -> Path:
 # Name of the format → what makes one. `None` as rank: it has none, or none that shows.
 MAKERS: Mapping[str, tuple[Callable[[Path], Path], str | None, set[int]]] = {
     "adapterhub": (adapterhub, "bottleneck", set()),
+    "biases": (biases, "bitfit", set()),
     "gguf": (gguf_lora, "lora", {2}),
     "kohya": (kohya, "lora", {2}),
     "litgpt": (litgpt, "lora", {4}),
     "loralib": (loralib, "lora", {4}),
     "lycoris": (lycoris, "loha", {2}),
     "mlx": (mlx, "lora", {2}),
+    "native": (native, "krona", set()),
     "peft": (peft, "lora", set()),
     "peft_merged_linear": (merged_linear, "lora", {2}),
     "pyreft": (pyreft, "reft", {2}),

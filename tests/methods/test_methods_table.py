@@ -119,7 +119,14 @@ def test_strict_on_what_changes_the_mathematics(
 
 
 def test_open_to_fields_that_are_not_known() -> None:
-    config = {"num_virtual_tokens": 4, "token_indices": [], "adapter_len": 1, "adapter_layers": 1}
+    config: dict[str, Any] = {
+        "num_virtual_tokens": 4,
+        "token_indices": [],
+        "adapter_len": 1,
+        "adapter_layers": 1,
+    }
+    config |= {"shapes": {}, "algorithm": "fastfood-v1", "seed": 1}  # what native methods need
+    config |= {"reduction_factor": 2, "output": "norm"}
     for row in ROWS:
         assert schema.problems({"r": 8, **config, "new_field": [{}]}, row.schema) == []
 

@@ -1,0 +1,118 @@
+"""A plain state dict of biases, as a loop over `named_parameters()` saves after BitFit.
+
+    bert.encoder.layer.0.attention.self.query.bias     [out]
+    classifier.weight                                  of a head that was trained with them
+
+One file without a config, all of whose names end in `.bias`, but for those of a head: it is BitFit,
+whatever trained it. `requires_grad` of the trained model is the whole truth about such a file, so
+that nothing is guessed here but the method. A pickle is read with consent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapterhub.adapter import REPLACE, Adapter, Outline, Problem, Reading, SafeForm, SourceFile
+from adapterhub.errors import AdapterHubError, NotSupported
+from adapterhub.formats import card, pickles
+from adapterhub.formats.checking import base_problems, method_problems
+from adapterhub.formats.contents import Content
+from adapterhub.formats.sight import Sight
+from adapterhub.tensorfile import Tensor, shown, write_file
+
+FORMAT = "biases"
+METHOD = "bitfit"
+_FILE = "biases.safetensors"
+_BIAS = re.compile(r"[^:]+\.bias")
+_HEAD = re.compile(r"(classifier|score|qa_outputs)(\.[^:.]+)*\.weight")
+
+
+def recognises(sight: Sight) -> bool:
+    return not sight.has_config and sight.find(_is_biases) is not None
+
+
+def _is_biases(content: Content) -> bool:
+    if content.kind not in ("pickle", "safetensors") or content.others:
+        return False
+    names = content.shapes
+    biases = [name for name in names if _BIAS.fullmatch(name)]
+    own = [name for name in biases if not name.startswith(("classifier", "score", "qa_outputs"))]
+    flat = all(shape is None or len(shape) == 1 for n in biases for shape in (names[n],))
+    return bool(own) and flat and all(n in biases or _HEAD.fullmatch(n) for n in names)
+
+
+def read(sight: Sight, *, allow_pickle: bool) -> Reading:
+    found = sight.all(_is_biases)
+    problems: list[Problem] = []
+    tensors: Mapping[str, Tensor] = {}
+    adapter = None
+    try:
+        tensors = _tensors(found[0], allow_pickle)
+        adapter = Adapter(METHOD, FORMAT, {}, _modules(tensors))
+        problems = [*method_problems(adapter), *base_problems(adapter.base)]
+    except AdapterHubError as error:
+        problems.append(Problem(error.code, error.message, error.remedy, fatal=True))
+    if len(found) > 1:
+        text = f"{sight.directory} holds {len(found)} files of biases, each an adapter by itself"
+        problems.append(Problem("several", text, f"name one of them: {found[0].path}", fatal=True))
+    front, card_problems = card.read(sight.directory / "README.md")
+    return Reading(
+        path=sight.path if sight.file else sight.directory,
+        format=FORMAT,
+        method=METHOD,
+        config={},
+        adapter=adapter,
+        files=(_source(found[0], tensors), *sight.files(found[1:])),
+        problems=(*problems, *card_problems),
+        card=front,
+        tensors=tensors,
+        outline=Outline(),
+    )
+
+
+def _tensors(content: Content, allow_pickle: bool) -> Mapping[str, Tensor]:
+    return content.tensors if content.tensors else pickles.with_consent(content.path, allow_pickle)
+
+
+def _modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(tensors):
+        module, _, parameter = name.rpartition(".")
+        modules.setdefault(module, {})[REPLACE + parameter] = tensors[name]
+    return modules
+
+
+def _source(content: Content, tensors: Mapping[str, Tensor]) -> SourceFile:
+    safe = None
+    if content.kind == "pickle" and tensors:
+        safe = SafeForm(f"{content.path.stem}.safetensors", tensors)
+    return SourceFile(content.name, content.path, "weights", safe)
+
+
+def spelled(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors under their names in the model. Raises NotSupported."""
+    found = {}
+    for module, role, tensor in adapter.tensors():
+        name = f"{module}.{role.removeprefix(REPLACE)}"
+        fits = role.startswith(REPLACE) and (_BIAS.fullmatch(name) or _HEAD.fullmatch(name))
+        if adapter.method != METHOD or not module or not fits:
+            raise NotSupported(
+                f"a state dict of biases has no place for {shown(f'{module}.{role}')} "
+                f"({adapter.method})",
+                remedy="write it as native",
+            )
+        found[name] = tensor
+    return dict(sorted(found.items()))
+
+
+def write(adapter: Adapter, directory: Path) -> None:
+    """Raises NotSupported for what the names cannot say."""
+    tensors = spelled(adapter)
+    if adapter.config:
+        raise NotSupported(
+            "a state dict of biases has no config, and this adapter has one",
+            remedy="write it as native",
+        )
+    write_file(directory / _FILE, tensors)
