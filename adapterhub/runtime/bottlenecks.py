@@ -50,7 +50,7 @@ def planned(
     shared, own, coupling = _sorted(modules)
     wanted, has = _places(model, places, config)
     if config.get("phm_layer") and config.get("shared_W_phm"):
-        own = {**dict.fromkeys(wanted, {}), **own}  # where nothing is a place's own
+        own = {**{place: {} for place in wanted}, **own}  # where nothing is a place's own
     found, wrong = _blocks(model, places, own, shared, config)
     wrong += [
         f"{name}: the config asks for a bottleneck there" for name in sorted(wanted - set(own))
