@@ -171,7 +171,6 @@ OTHERS: Mapping[str, Callable[[], Any]] = {
     "prefix_gated": lambda: adapters.PrefixTuningConfig(
         prefix_length=3, use_gating=True, bottleneck_size=4
     ),
-    "lora_gated": lambda: adapters.LoRAConfig(r=2, alpha=4, use_gating=True),
     "mam": lambda: adapters.MAMConfig(
         adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=4),
         adapters.ParBnConfig(reduction_factor=2),
@@ -182,9 +181,11 @@ OTHERS: Mapping[str, Callable[[], Any]] = {
         adapters.LoRAConfig(r=2, alpha=4, use_gating=True),
     ),
 }
+SHARING = ("compacter", "compacter_all")
 WANTED: Mapping[str, tuple[str, ...]] = {
-    "bert": (*(name for name in CASES if name != "cross"), *OTHERS),
-    "bert_lm": ("nice",),
+    # Shared parameters are not saved of a bare base model, which has no prefix to its names.
+    "bert": (*(name for name in CASES if name not in ("cross", *SHARING)), *OTHERS),
+    "bert_lm": ("nice", *SHARING),
     "roberta": ("pfeiffer", "prefix_flat"),
     "distilbert": THREE,
     "t5": (*THREE, "cross", "late"),

@@ -83,6 +83,11 @@ def _alpha(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> Any:
     return inner.get("r") if old else inner.get("alpha")
 
 
+def alpha_of(member: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """alpha of a union's LoRA, as the forward pass took it; `config` is the adapter's."""
+    return _alpha(member, _object(config.get(OUTER)))
+
+
 def as_written(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     """The content of adapter_config.json and head_config.json, of what `canonical` made of them."""
     outer = dict(_object(config.get(OUTER)))

@@ -98,7 +98,6 @@ class Bottleneck:
 
     def __call__(self, h: torch.Tensor, r: torch.Tensor, norm: Norm | None) -> torch.Tensor:
         """What the model adds r to and normalises; see `leaves` for where it shall not."""
-        import torch
 
         given = self.settings
         x, residual = (r, h) if given.is_parallel else self._before(h, r, norm)

@@ -41,9 +41,10 @@ def built(
     if config.get("phm_layer"):
         named = _products(found, shared, down)
     else:
-        named = {**_NAMES, f"{down}.weight": "down.weight", f"{down}.bias": "down.bias"}
-        _refuse(f"{role} is none of a bottleneck's" for role in found if role not in named)
-        named = {named[role]: tensor for role, tensor in found.items()}
+        names = {**_NAMES, f"{down}.weight": "down.weight", f"{down}.bias": "down.bias"}
+        _refuse(f"{role} is none of a bottleneck's" for role in found if role not in names)
+        _refuse(f"{role} is shared, and no phm_layer is there to share it" for role in shared)
+        named = {names[role]: tensor for role, tensor in found.items()}
     _check(named, config, hidden)
     return named
 
@@ -107,9 +108,7 @@ def _products(held: Mapping[str, Any], shared: Roles, down: str) -> dict[str, to
     return found | {_NAMES[role]: tensor for role, tensor in rest.items()}
 
 
-_PHM = frozenset(
-    ("b", "W", "W_left", "W_right", "phm_rule", "phm_rule_left", "phm_rule_right")
-)
+_PHM = frozenset(("b", "W", "W_left", "W_right", "phm_rule", "phm_rule_left", "phm_rule_right"))
 
 
 def _factored(held: Mapping[str, Any], name: str) -> Any:

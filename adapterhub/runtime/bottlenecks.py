@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Modules = Mapping[str, Mapping[str, Tensor]]
-LOCATIONS = ("mh_adapter", "output_adapter", "cross_adapter")
 
 
 def plan(model: PreTrainedModel, adapter: Adapter, weight: float) -> Hooks:
@@ -49,8 +48,15 @@ def planned(
 ) -> Hooks:
     """Hooks of the bottlenecks of `modules`, whose paths are those of the base model."""
     shared, own, coupling = _sorted(modules)
+    wanted, has = _places(model, places, config)
+    if config.get("phm_layer") and config.get("shared_W_phm"):
+        own = {**{place: {} for place in wanted}, **own}  # where nothing is a place's own
     found, wrong = _blocks(model, places, own, shared, config)
-    wrong += _missing(model, places, config, {block.place.stored for block in found})
+    wrong += [
+        f"{name}: the config asks for a bottleneck there" for name in sorted(wanted - set(own))
+    ]
+    there = {block.place.stored for block in found}
+    wrong += [f"{name}: the model has no such layer" for name in sorted(there - has)]
     if wrong:
         raise misfit(model, wrong)
     hooks = Hooks()
@@ -137,22 +143,20 @@ def _place(places: Places, module: str) -> Place | None:
     return None
 
 
-def _missing(
-    model: PreTrainedModel, places: Places, config: Mapping[str, Any], there: set[str]
-) -> list[str]:
-    """Places that the config asks for and the weights lack, and layers that the model lacks."""
+def _places(
+    model: PreTrainedModel, places: Places, config: Mapping[str, Any]
+) -> tuple[set[str], set[str]]:
+    """Those that the config asks for, and all that the model has, by `stored`."""
     wanted: set[str] = set()
     has: set[str] = set()
     left = {int(layer) for layer in config.get("leave_out") or ()}
     by_pattern = {place.hidden: place for place in places.places}
     for pattern, layer, number in numbered(model, tuple(by_pattern)):
-        stored = by_pattern[pattern].at(str(layer)).stored
-        has.add(stored)
-        if config.get(by_pattern[pattern].location) and number not in left:
-            wanted.add(stored)
-    lacking = [f"{name}: the config asks for a bottleneck there, and there is none" for name in
-               sorted(wanted - there)]  # fmt: skip
-    return lacking + [f"{name}: the model has no such layer" for name in sorted(there - has)]
+        place = by_pattern[pattern].at(str(layer))
+        has.add(place.stored)
+        if config.get(place.location) and number not in left:
+            wanted.add(place.stored)
+    return wanted, has
 
 
 # --- one place --------------------------------------------------------------------------------

@@ -75,6 +75,12 @@ HOOKED: Mapping[str, str] = {
     "compacter": "bottlenecks",
     "ladder_side": "ladder_side",
     "sparse_adapter": "bottlenecks",
+    "prefix_tuning": "prompts",
+    "prompt_tuning": "prompts",
+    "p_tuning": "prompts",
+    "multitask_prompt_tuning": "prompts",
+    "mam": "unions",
+    "unipelt": "unions",
 }
 
 

@@ -5,8 +5,8 @@ NICE, with the hidden units in halves x1, x2, of which the first has ⌊hidden /
     y1 = x1 + F(x2),  y2 = x2 + G(y1)         back: x2 = y2 - G(y1),  x1 = y1 - F(x2)
 
 F and G are two linear layers with the config's non-linearity between. Behind the embeddings it
-runs forward, and where `Places.turned_back`, before the output embeddings backward. GLOW is refused: the
-library's own forward pass of it cannot take a batch of sequences.
+runs forward, and where `Places.turned_back`, before the output embeddings backward. GLOW is
+refused: the library's own forward pass of it cannot take a batch of sequences.
 """
 
 from __future__ import annotations

@@ -80,9 +80,7 @@ class Attention:
     module: str
 
     def at(self, layer: str) -> Attention:
-        return replace(
-            self, stored=_filled(self.stored, layer), module=_filled(self.module, layer)
-        )
+        return replace(self, stored=_filled(self.stored, layer), module=_filled(self.module, layer))
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def layers(model: PreTrainedModel, pattern: str) -> int:
     """How many layers the list before the `*` of a pattern has in the model."""
     stack = pattern.partition(".*")[0]
     try:
-        return len(model.base_model.get_submodule(stack))  # type: ignore[arg-type]
+        return len(model.base_model.get_submodule(stack))
     except (AttributeError, TypeError):
         return 0
 
