@@ -59,8 +59,9 @@ def test_a_row_and_its_schema_and_its_file(row: Method) -> None:
     json.dumps(row.to_dict())
 
 
-def test_only_lora_is_merged_and_attached() -> None:
-    assert [row.name for row in ROWS if row.does] == ["lora"]
+def test_what_merges_attaches_too() -> None:
+    assert {"lora", "ia3", "loha"} <= {row.name for row in ROWS if "merge" in row.does}
+    assert all("attach" in row.does for row in ROWS if "merge" in row.does)
 
 
 @pytest.mark.parametrize("kind", PeftType, ids=lambda kind: str(kind.value))
