@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +89,8 @@ def rounds(ours: Any, wrapped: Any, place: Path, count: int) -> tuple[list[Time]
     for number in range(count + 1):
         name = NAMES[(number + 1) % 2]
         steps = [
-            (mine, lambda name=name: ours.switch(place / name)),
-            (theirs, lambda name=name: change_peft(wrapped, name)),
+            (mine, partial(ours.switch, place / name)),
+            (theirs, partial(change_peft, wrapped, name)),
         ]
         for seconds, step in steps if number % 2 else steps[::-1]:
             seconds.append(timed(step))
@@ -138,7 +139,9 @@ def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def switch_from_files(model: Any, place: Path, count: int) -> list[Time]:
     attached = ah.attach(model, place / NAMES[0], restore="base", base=place / "base")
-    found = [timed(lambda n=n: attached.switch(place / NAMES[n % 2])) for n in range(1, count + 2)]
+    found = []
+    for number in range(1, count + 2):
+        found.append(timed(partial(attached.switch, place / NAMES[number % 2])))
     attached.detach()
     return found[1:]
 
@@ -157,8 +160,8 @@ def show(console: Console, llama: Llama, figures: dict[str, Any], rank: int) -> 
     console.print(table)
     lost, kept = figures["parameters_lost"], figures["restore_bytes"]
     console.print(
-        f"first attach {figures['attach'].wall:.2f} s, detach {figures['detach'].wall:.2f} s; for the "
-        f"restore {kept / 1e9:.2f} GB in memory ({kept / llama.nbytes:.0%} of the model), or 0 "
+        f"first attach {figures['attach'].wall:.2f} s, detach {figures['detach'].wall:.2f} s; for "
+        f"the restore {kept / 1e9:.2f} GB in memory ({kept / llama.nbytes:.0%} of the model), or 0 "
         f"with restore='base'"
     )
     console.print(
