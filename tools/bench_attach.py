@@ -25,8 +25,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from random_llama import Llama, llama_of, write_adapter, write_base
 from rich.console import Console
@@ -58,10 +59,21 @@ def with_peft(model: Any, place: Path) -> Any:
     return wrapped
 
 
-def timed(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
+class Time(NamedTuple):
+    """Seconds; `cpu` of all threads, which other processes on the machine hardly change."""
+
+    wall: float
+    cpu: float
+
+
+def timed(action: Callable[[], object]) -> Time:
+    start, used = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - start
+    return Time(time.perf_counter() - start, time.process_time() - used)
+
+
+def median(times: Sequence[Time]) -> Time:
+    return Time(*(statistics.median(column) for column in zip(*times, strict=True)))
 
 
 def change_peft(wrapped: Any, name: str) -> None:
@@ -70,14 +82,15 @@ def change_peft(wrapped: Any, name: str) -> None:
     wrapped.merge_adapter()
 
 
-def rounds(ours: Any, wrapped: Any, place: Path, count: int) -> tuple[list[float], list[float]]:
+def rounds(ours: Any, wrapped: Any, place: Path, count: int) -> tuple[list[Time], list[Time]]:
     """Seconds of each change; who comes first takes turns."""
-    mine, theirs = [], []
+    mine: list[Time] = []
+    theirs: list[Time] = []
     for number in range(count + 1):
         name = NAMES[(number + 1) % 2]
         steps = [
-            (mine, lambda name=name: ours.switch(place / name)),
-            (theirs, lambda name=name: change_peft(wrapped, name)),
+            (mine, partial(ours.switch, place / name)),
+            (theirs, partial(change_peft, wrapped, name)),
         ]
         for seconds, step in steps if number % 2 else steps[::-1]:
             seconds.append(timed(step))
@@ -98,10 +111,12 @@ def differing(model: Any, reference: Any) -> float:
 
 
 def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
     model, theirs = load(place), load(place)
-    start = time.perf_counter()
-    attached = ah.attach(model, place / NAMES[0])
-    first = time.perf_counter() - start
+    handles: list[Any] = []
+    first = timed(lambda: handles.append(ah.attach(model, place / NAMES[0])))
+    attached = handles[0]
     wrapped = with_peft(theirs, place)
     mine, peft = rounds(attached, wrapped, place, options.rounds)
     memory = attached.memory
@@ -111,6 +126,7 @@ def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
     from_files = switch_from_files(model, place, options.rounds)
     back = differing(model, load(place))
     return {
+        "torch_threads": torch.get_num_threads(),
         "attach": first,
         "switch": mine,
         "switch/base": from_files,
@@ -121,36 +137,40 @@ def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def switch_from_files(model: Any, place: Path, count: int) -> list[float]:
+def switch_from_files(model: Any, place: Path, count: int) -> list[Time]:
     attached = ah.attach(model, place / NAMES[0], restore="base", base=place / "base")
-    found = [timed(lambda n=n: attached.switch(place / NAMES[n % 2])) for n in range(1, count + 2)]
+    found = []
+    for number in range(1, count + 2):
+        found.append(timed(partial(attached.switch, place / NAMES[number % 2])))
     attached.detach()
     return found[1:]
 
 
 def show(console: Console, llama: Llama, figures: dict[str, Any], rank: int) -> None:
     table = Table(title=f"changing adapters of rank {rank} on {llama.parameters / 1e9:.2f} B, bf16")
-    for column in ("", "median s", "best s", "worst s", "times PEFT"):
-        table.add_column(column, justify="left" if not column else "right")
-    peft = statistics.median(figures["peft"])
+    columns = ("", "median s", "best s", "worst s", "CPU s", "times PEFT", "times its CPU")
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left")
+    peft = median(figures["peft"])
     for label in ("switch", "switch/base", "peft"):
-        seconds = figures[label]
-        middle = statistics.median(seconds)
-        cells = (middle, min(seconds), max(seconds))
-        table.add_row(label, *(f"{cell:.2f}" for cell in cells), f"{peft / middle:.1f}")
+        middle, walls = median(figures[label]), [time.wall for time in figures[label]]
+        cells = (middle.wall, min(walls), max(walls), middle.cpu)
+        ratios = (peft.wall / middle.wall, peft.cpu / middle.cpu)
+        table.add_row(label, *(f"{c:.2f}" for c in cells), *(f"{r:.1f}" for r in ratios))
     console.print(table)
     lost, kept = figures["parameters_lost"], figures["restore_bytes"]
     console.print(
-        f"first attach {figures['attach']:.2f} s, detach {figures['detach']:.2f} s; for the "
-        f"restore {kept / 1e9:.2f} GB in memory ({kept / llama.nbytes:.0%} of the model), or 0 "
+        f"first attach {figures['attach'].wall:.2f} s, detach {figures['detach'].wall:.2f} s; for "
+        f"the restore {kept / 1e9:.2f} GB in memory ({kept / llama.nbytes:.0%} of the model), or 0 "
         f"with restore='base'"
     )
     console.print(
         f"parameters that do not have the base's bits at the end: adapterhub "
         f"{lost['adapterhub']:.2%}, PEFT {lost['peft']:.2%}"
     )
-    console.print(f"kernel {kernels.name}, {usable_cores()} cores")
-    times = peft / statistics.median(figures["switch"])
+    threads = figures["torch_threads"]
+    console.print(f"kernel {kernels.name}, {usable_cores()} cores; torch with {threads} threads")
+    times = peft.wall / median(figures["switch"]).wall
     console.print(
         f"target {TARGET:g}x: {'reached' if times >= TARGET else 'missed'} ({times:.1f}x)"
     )

@@ -52,8 +52,9 @@ def _is_one_of(value: Any, values: Iterable[Any]) -> bool:
 class Method:
     """One row. `peft_type` is None where PEFT has no such method.
 
-    `does`: what this version does with it beyond recognising it: "merge", "attach". What rank
-    means, what the mathematics allows and the variants stand in the schema, under x-adapterhub.
+    `does`: what this version does with it beyond recognising it: "merge", "attach"; what merges
+    attaches too, since attaching is a merge into a model in memory. What rank means, what the
+    mathematics allows and the variants stand in the schema, under x-adapterhub.
     """
 
     name: str
@@ -68,6 +69,8 @@ class Method:
     def __post_init__(self) -> None:
         if not self.schema:
             object.__setattr__(self, "schema", f"methods/{self.name}")
+        if "merge" in self.does and "attach" not in self.does:
+            object.__setattr__(self, "does", (*self.does, "attach"))
 
     @property
     def by(self) -> str:

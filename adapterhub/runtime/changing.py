@@ -124,7 +124,7 @@ def put(held: torch.Tensor, value: torch.Tensor) -> None:
     """Give `held` the values of another tensor, and its shape where that differs."""
     import torch
 
-    with torch.no_grad():
+    with torch.inference_mode() if held.is_inference() else torch.no_grad():
         if held.shape == value.shape:
             held.detach().copy_(value)
         else:

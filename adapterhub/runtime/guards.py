@@ -9,6 +9,7 @@ from weakref import ref
 
 from adapterhub.errors import NotSupported
 from adapterhub.registry.fit import LABELLED
+from adapterhub.runtime.live import Live
 from adapterhub.runtime.planning import Planned
 
 if TYPE_CHECKING:
@@ -63,10 +64,9 @@ class Dress:
 
 def _labels(model: PreTrainedModel, planned: Planned) -> list[str] | None:
     """None where no head is replaced by one that has labels of its own."""
-    from adapterhub.runtime.live import Live
-
-    base = Live(model).base
-    found = base.model_class
+    if not any(work.replaces for work in planned.works.values()):
+        return None
+    found = Live(model).base.model_class
     if found is None or found.task not in LABELLED:
         return None
     heads = [

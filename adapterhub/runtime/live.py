@@ -125,8 +125,12 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _described(tensor: torch.Tensor, original: Tensor | None) -> LiveTensor:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    import torch
+
+    dtype, kind = str(tensor.dtype).removeprefix("torch."), type(tensor.data)
     spelled, shape = _SPELLINGS.get(dtype, dtype), tuple(tensor.shape)
+    if kind is not torch.Tensor:  # quantised by torchao, spread over devices …
+        spelled = kind.__name__
     if original is not None:
         shape = original.shape
     return LiveTensor(spelled, shape, _place(tensor), tensor, original)
@@ -154,6 +158,15 @@ class LiveNaming(Naming):
     """What the catalogue says of modules, the model says itself, and better."""
 
     model: Any = None
+
+    @cached_property
+    def _stored(self) -> dict[str, str]:
+        return {}
+
+    def stored(self, module: str) -> str:
+        if module not in self._stored:
+            self._stored[module] = super().stored(module)
+        return self._stored[module]
 
     def kind(self, module: str) -> str | None:
         from adapterhub._introspect.saving import kind_of

@@ -13,6 +13,7 @@ from itertools import combinations
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.merging.draft import Draft
+from adapterhub.merging.quantised import refuse_dtype
 from adapterhub.merging.ties import differ
 from adapterhub.merging.work import Fate, Options, Source, Work
 from adapterhub.methods import Meaning, Replacement, method
@@ -43,6 +44,9 @@ def plan(live: Live, sources: Sequence[Source], *, base_is_initialised: bool = F
     _refuse_misfits(live, sources, meanings)
     draft = _drafted(live, sources, meanings, options)
     works = _untied(live, draft.changed())
+    for name, work in works.items():
+        if work.slabs:
+            refuse_dtype(name, live.tensors[name].dtype, live.base)
     _refuse_half_heads(live, works)
     fates = (*draft.fates(), *_idle(sources))
     return Planned(tuple(sources), works, tuple(hooks for hooks, _ in asked), fates)

@@ -65,6 +65,11 @@ def test_what_is_done_has_a_file_of_its_own() -> None:
     assert "merge" in TABLE["lora"].does and not TABLE["xlora"].does
 
 
+def test_what_merges_attaches_too() -> None:
+    assert {"lora", "ia3", "loha"} <= {row.name for row in ROWS if "merge" in row.does}
+    assert all("attach" in row.does for row in ROWS if "merge" in row.does)
+
+
 @pytest.mark.parametrize("kind", PeftType, ids=lambda kind: str(kind.value))
 def test_the_schema_knows_every_field_of_pefts_config(kind: PeftType) -> None:
     row = method_of(kind.value)

@@ -387,6 +387,46 @@ def test_changes_by_others_are_not_overwritten_unasked(bench: Bench) -> None:
         bench.model.get_parameter(name).add_(1)
 
 
+def test_weights_in_another_memory_layout(bench: Bench) -> None:
+    weight = bench.model.get_parameter("model.layers.0.self_attn.q_proj.weight")
+    strides = weight.stride()
+    weight.data = weight.data.t().contiguous().t()
+    assert not weight.is_contiguous()
+    with bench.attach("a"):
+        assert bits(bench.model) == bench.merged(("a", 1.0))
+    assert bits(bench.model) == bench.bare
+    weight.data = weight.data.contiguous()
+    assert weight.stride() == strides
+
+
+def test_inference_mode_inside_and_around(bench: Bench) -> None:
+    with torch.inference_mode(), bench.attach("a"):
+        assert bits(bench.model) == bench.merged(("a", 1.0))
+    with torch.inference_mode():
+        model = type(bench.model).from_pretrained(bench.root / "base", dtype="bfloat16")
+    with api.attach(model, bench.root / "a", registry=bench.registry):
+        assert bits(model) == bench.merged(("a", 1.0))
+    assert bits(model) == bench.bare
+
+
+def test_weights_in_fp64_are_refused(bench: Bench) -> None:
+    import copy
+
+    model = copy.deepcopy(bench.model).double()
+    with pytest.raises(NotMergeable, match="stored as F64"):
+        api.attach(model, bench.root / "a", registry=bench.registry)
+
+
+def test_a_copy_made_while_attached_cannot_be_saved(bench: Bench, tmp_path: Path) -> None:
+    import copy
+
+    with bench.attach("a"):
+        twin = copy.deepcopy(bench.model)
+    assert bits(twin) == bench.merged(("a", 1.0))
+    with pytest.raises(NotSupported, match="a attached to this model"):
+        twin.save_pretrained(tmp_path / "out")
+
+
 # --- what does not fit ------------------------------------------------------------------------
 
 

@@ -43,6 +43,7 @@ class Case:
 
 
 QV = {"target_modules": ["query", "value"]}
+LORA_ON_QV = {"target_modules": ["q_proj", "v_proj"]}
 CASES = [
     Case(
         "token",
@@ -86,8 +87,17 @@ CASES = [
         LLAMA,
         "LlamaForCausalLM",
         "LlamaForCausalLM",
-        {"target_modules": ["q_proj", "v_proj"]},
+        LORA_ON_QV,
         dtype="bfloat16",
+    ),
+    Case(
+        "dora-and-tokens",
+        "CAUSAL_LM",
+        "LlamaConfig",
+        LLAMA,
+        "LlamaForCausalLM",
+        "LlamaForCausalLM",
+        {**LORA_ON_QV, "use_dora": True, "trainable_token_indices": [3, 7]},
     ),
     Case(
         "gpt2",
