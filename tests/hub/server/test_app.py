@@ -208,6 +208,19 @@ def test_a_line_for_each_request(faulty: Served, caplog: pytest.LogCaptureFixtur
     json.loads(text)
 
 
+def test_a_token_in_an_odd_place_is_not_logged(
+    faulty: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logs.LOGGER.name)
+    secret = faulty.secret()
+    document = {"name": f"a b/{secret}"}
+    assert Wire(faulty.url, secret).send("POST", "/api/repos/create", document).status == 400
+    assert Wire(faulty.url, secret).ask("GET", f"/api/models?sort={secret}").status == 400
+    _settle()
+    text = "".join(map(logs.JsonLines().format, caplog.records))
+    assert "sort is" in text and secret not in text
+
+
 def _settle() -> None:
     """The line is written after the answer has gone."""
     time.sleep(0.05)
