@@ -242,7 +242,8 @@ def test_lines_of_the_log() -> None:
 def test_metrics(faulty: Served) -> None:
     faulty.anonymous().ask("GET", "/api/models/counted/secret-name")
     _settle()
-    answer = faulty.anonymous().ask("GET", "/metrics")
+    assert b"adapterhub_repositories" not in faulty.anonymous().ask("GET", "/metrics").body
+    answer = faulty.wire("read").ask("GET", "/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     text = answer.body.decode()
     assert "secret-name" not in text
