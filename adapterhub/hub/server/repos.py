@@ -46,10 +46,10 @@ async def delete(call: Call) -> Response:
     caller = await call.who()
     id = _named(await call.json(), caller)
     repository = await _write(call, caller, id)
-    await call.change(call.hub.repositories.delete, repository)
+    last = await call.change(call.hub.repositories.delete, repository)
     call.notes["repository"] = str(id)
     async with call.service.load.following:
-        await call.thread(call.service.indexer.forget, repository)
+        await call.thread(call.service.indexer.forget, last)
     await call.thread(call.service.transfers.xorbs.forget, str(repository.key))
     return replies.as_json({})
 

@@ -7,6 +7,7 @@ that came from elsewhere is never touched.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from adapterhub.store import Store
 
 MOST_FILES = 5000
 MOST_ADAPTERS, MOST_PROBLEMS, LONGEST = 200, 20, 500
+MOST_SECONDS = 300  # then it is the next repository's turn
 _PAGE = 1000
 ORIGIN = ("hub", "commit", "subfolder")
 
@@ -47,7 +49,11 @@ def take(registry: Registry, hub: Hub, repository: Repository, commit: str) -> d
         taker = _Taker(registry, hub, repository, commit, root)
         if len(found) > MOST_ADAPTERS:
             problems.append(f"only the first {MOST_ADAPTERS} of {len(found)} adapters are taken")
+        until = time.monotonic() + MOST_SECONDS
         for path in found[:MOST_ADAPTERS]:
+            if time.monotonic() > until:
+                problems.insert(0, f"not all of it was read, for that took over {MOST_SECONDS} s")
+                break
             try:
                 adapters.append(taker.take(path))
             except AdapterHubError as error:

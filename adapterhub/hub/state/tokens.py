@@ -53,6 +53,7 @@ class Tokens:
                 "a token needs a namespace, and days above 0 if it expires", remedy="correct them"
             )
         spaces = sorted({each if each == ALL else check_namespace(each) for each in namespaces})
+        self._refuse_likeness(spaces)
         id, moment = secrets.token_hex(6), int(self._now())
         secret = f"{PREFIX}{id}{secrets.token_hex(24)}"
         expires = None if days is None else int(self._now() + days * 86400)
@@ -64,6 +65,21 @@ class Tokens:
                 row,
             )
         return self.get(id), secret
+
+    def _refuse_likeness(self, spaces: Sequence[str]) -> None:
+        """Ids that differ in case only exclude each other: who had the namespace in another
+        spelling would learn from that what is in it, and could take its names.
+        """
+        rows = self._database.rows("SELECT DISTINCT namespace COLLATE BINARY FROM repositories")
+        known = {namespace for (namespace,) in rows}
+        known.update(*(token.namespaces for token in self.list() if token.revoked is None))
+        folded = {each.lower(): each for each in known}
+        for each in spaces:
+            other = folded.get(each.lower(), each)
+            if each not in known and other != each:
+                raise InvalidRequest(
+                    f"namespace {each} is {other} in another spelling", remedy=f"use {other}"
+                )
 
     def get(self, id: str) -> Token:
         """By the 12 digits behind `ahub_`. Raises NotFound."""

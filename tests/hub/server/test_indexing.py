@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from huggingface_hub import HfApi
 from serverkit import Served, files_of, running
 
 from adapterhub.errors import NotFound
+from adapterhub.hub.server import takeover
+from adapterhub.hub.state.names import parse_id
+from adapterhub.hub.state.operations import Add, Request
 from adapterhub.registry import Registry
 
 Client = Callable[..., HfApi]
@@ -268,6 +273,63 @@ def test_what_a_stopped_server_left_over(
     with running(home) as served:
         served.index()
         assert served.registry.show("left/over")["manifest"]["method"] == "lora"
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_nobody_waits_for_what_is_being_indexed(
+    served: Served,
+    client: Client,
+    adapter: Callable[..., dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    deleted: bool,
+) -> None:
+    """What was deleted or moved meanwhile is put right afterwards."""
+    served.repo("busy/other", adapter())
+    repository = served.hub.create(parse_id("busy/large"))
+    at, go, take = threading.Event(), threading.Event(), takeover.take
+
+    def slowly(*args: Any) -> dict[str, Any]:
+        at.set()
+        assert go.wait(20)
+        return take(*args)
+
+    monkeypatch.setattr(takeover, "take", slowly)
+    try:
+        for path, data in adapter(seed=2).items():
+            content = served.hub.contents.put_bytes(repository, data)
+            request = Request((Add(path, content.digest, lfs=True),), "one file")
+            served.hub.commit(repository, "main", request, "ann")
+        number = served.service.indexer.tell()
+        assert at.wait(20)
+        if deleted:
+            client().delete_repo("busy/other")
+            client().delete_repo("busy/large")
+        else:
+            client().move_repo("busy/other", "busy/second")
+            client().move_repo("busy/large", "busy/huge")
+        assert not served.registry.store.exists("busy/other")
+    finally:
+        go.set()
+    while not served.service.indexer.has_seen(number):
+        time.sleep(0.01)
+    names = set(served.registry.store.names("busy"))
+    assert names == (set() if deleted else {"busy/second", "busy/huge"})
+    if not deleted:
+        client().delete_repo("busy/second")
+        client().delete_repo("busy/huge")
+
+
+def test_what_is_deleted_before_its_turn_is_no_fault(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = served.repo("gone/soon", {"a.txt": b"a"})
+    commit = served.hub.commit_of(repository, "main").id
+    served.hub.repositories.delete(repository)
+    monkeypatch.setattr(
+        served.hub.repositories, "unindexed", lambda: ((repository, commit), (repository, "f" * 40))
+    )
+    served.index()
+    assert "Traceback" not in caplog.text
 
 
 def test_a_fault_in_one_repository_does_not_stop_the_others(
