@@ -46,12 +46,16 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
-            raise InvalidOption(f"port {self.port}", remedy="give one of 0 to 65535")
+            raise InvalidOption(f"there is no port {self.port}", remedy="--port N, of 0 to 65535")
         if self.log_level not in LEVELS:
-            raise InvalidOption(f"log level {self.log_level!r}", remedy=f"one of {LEVELS}")
+            raise InvalidOption(
+                f"there is no log level {self.log_level!a}", remedy=f"one of {', '.join(LEVELS)}"
+            )
         parts = urlsplit(self.url)
         if self.url and not (parts.scheme in ("http", "https") and parts.netloc):
-            raise InvalidOption(f"url {self.url!r}", remedy="give it as https://hub.example.org")
+            raise InvalidOption(
+                f"{self.url!a} is no address of a hub", remedy="--url https://hub.example.org"
+            )
 
 
 def serve(registry: Registry, options: Options, on_start: Callable[[str], None]) -> None:

@@ -118,8 +118,8 @@ def test_other_machines_need_a_token(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"port": 70000}, "port 70000"),
-        ({"url": "hub.example.org"}, "url 'hub.example.org'"),
-        ({"url": "ftp://a"}, "url 'ftp://a'"),
+        ({"url": "hub.example.org"}, "'hub.example.org' is no address of a hub"),
+        ({"url": "ftp://a"}, "'ftp://a' is no address"),
         ({"log_level": "loud"}, "log level 'loud'"),
     ],
 )
