@@ -29,7 +29,7 @@ _SEEN_BY = {True: "its owners only", False: "everybody", None: "not known"}
 @click.option("-m", "--message", help="The title of the commit.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and send nothing.")
-@click.option("--all", "everything", is_flag=True, help="Every name of a namespace: NS OWNER.")
+@click.option("--all", "everything", is_flag=True, help="All names of a namespace: push NS OWNER --all.")
 @json_option
 @quiet_option
 def push(
@@ -44,7 +44,8 @@ def push(
     """Send a version to a repository of a hub: OWNER/NAME.
 
     The hub is the one of HF_ENDPOINT, the token that of HF_TOKEN or of `hf auth login`. A new
-    repository is private. What is there already is not sent again.
+    repository is private. What is there already is not sent again. With --all, every NS/NAME
+    of the registry goes to OWNER/NAME.
     """
     from adapterhub import api
 
