@@ -1,6 +1,6 @@
 """Push and pull through the hub, against the same client on servers that do nothing.
 
-    python tools/bench_hub.py [--mb 300] [--rounds 5] [--large] [--http auto]
+    python tools/bench_hub.py [--mb 300] [--rounds 5] [--large]
 
 The client is huggingface_hub, in a process and with a cache of its own each time; its imports are
 not counted. In every round a fresh random file is pushed with LFS and with Xet, to the hub and to
@@ -35,6 +35,7 @@ import numpy as np
 REPO, NAME = "bench/adapter", "model.safetensors"
 LARGE_MB = 2000
 PERIOD = 0.01
+PULLS = 3  # in a round: the client's own disk makes them uneven
 PIECE = 1 << 22
 
 # --- the client, in a process of its own
@@ -55,7 +56,7 @@ print(json.dumps([time.perf_counter() - began, path]))
 
 @dataclass(frozen=True)
 class Server:
-    """A running server; `token` opens it. `peak()` is its largest anonymous memory, in bytes."""
+    """A running server; `token` opens it."""
 
     url: str
     token: str
@@ -94,11 +95,12 @@ def same(one: Path, other: Path) -> bool:
 # --- the servers
 
 
-def run_hub(home: str, port: int, http: str) -> None:
+def run_hub(home: str, port: int) -> None:
     """The hub itself; its token and address go to stdout."""
     from adapterhub.hub.server.app import App
     from adapterhub.hub.server.routes import ROUTES
     from adapterhub.hub.server.service import Service, Settings
+    from adapterhub.hub.server.serving import listening, run
     from adapterhub.hub.state.names import parse_id
     from adapterhub.registry import Registry
 
@@ -106,20 +108,17 @@ def run_hub(home: str, port: int, http: str) -> None:
     service.hub.create(parse_id(REPO))
     _, secret = service.hub.tokens.create("bench", "write")
     print(secret, flush=True)
-    serve(App(service, ROUTES), port, http)
+    with listening("127.0.0.1", port) as listener:
+        run(App(service, ROUTES), listener, grace=5)
 
 
-def run_sink(path: str, port: int, http: str) -> None:
+def run_sink(path: str, port: int) -> None:
     """Answers every step of a push, keeps nothing; pulls get the file at `path`."""
     print("none", flush=True)
-    serve(Sink(Path(path), f"http://127.0.0.1:{port}"), port, http)
-
-
-def serve(app: Any, port: int, http: str) -> None:
     import uvicorn
 
-    config: dict[str, Any] = {"http": http, "log_level": "error", "access_log": False}
-    uvicorn.run(app, host="127.0.0.1", port=port, **config)
+    app = Sink(Path(path), f"http://127.0.0.1:{port}")
+    uvicorn.run(app, port=port, http="h11", log_level="error", access_log=False)
 
 
 class Sink:
@@ -200,12 +199,12 @@ class Watch(threading.Thread):
 
 
 @contextmanager
-def running(role: str, path: Path, http: str) -> Iterator[Server]:
+def running(role: str, path: Path) -> Iterator[Server]:
     """This file as a server, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, __file__, "--role", role, str(path), str(port), http]
+    command = [sys.executable, __file__, "--role", role, str(path), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     watch = Watch(process.pid)
     try:
@@ -262,6 +261,8 @@ def write_random(path: Path, mb: int) -> None:
     with path.open("wb") as file:
         for _ in range(mb):
             file.write(random.bytes(1_000_000))
+        file.flush()
+        os.fsync(file.fileno())  # so that the disk does nothing else while the clock runs
 
 
 def rounds(hub: Server, sink: Server, path: Path, options: argparse.Namespace) -> list[str]:
@@ -276,11 +277,12 @@ def rounds(hub: Server, sink: Server, path: Path, options: argparse.Namespace) -
                 lambda on=on: client(hub, "push", path, xet=on, work=work),
                 lambda on=on: client(sink, "push", path, xet=on, work=work),
             )
-        pairs[2].add(
-            turn,
-            lambda: client(hub, "pull", path, xet=True, work=work),
-            lambda: client(sink, "pull", path, xet=True, work=work),
-        )
+        for again in range(PULLS):
+            pairs[2].add(
+                turn + again,
+                lambda: client(hub, "pull", path, xet=True, work=work),
+                lambda: client(sink, "pull", path, xet=True, work=work),
+            )
     return [
         lfs.line(f"push {options.mb} MB, LFS, to a sink", 2.0),
         xet.line(f"push {options.mb} MB, Xet, to a sink", 2.0),
@@ -303,18 +305,17 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=300, help="size of the file, in 10^6 bytes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", action="store_true", help="also a file of 2 GB each way")
-    parser.add_argument("--http", default="auto", choices=("auto", "h11", "httptools"))
-    parser.add_argument("--role", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--role", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        role, place, port, http = options.role
-        {"hub": run_hub, "sink": run_sink}[role](place, int(port), http)
+        role, place, port = options.role
+        {"hub": run_hub, "sink": run_sink}[role](place, int(port))
         return
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = work / "random.bin"
-        hub = stack.enter_context(running("hub", work / "home", options.http))
-        sink = stack.enter_context(running("sink", path, options.http))
+        hub = stack.enter_context(running("hub", work / "home"))
+        sink = stack.enter_context(running("sink", path))
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, medians of {options.rounds}")
         lines = rounds(hub, sink, path, options)
         print("\n".join([*lines, f"server memory: {hub.watch.peak / 1e6:.0f} MB anonymous"]))

@@ -10,7 +10,7 @@ import storekit
 
 from adapterhub import digest as digests
 from adapterhub.errors import IntegrityError, NotFound, OutputError, StoreError
-from adapterhub.store import Store
+from adapterhub.store import Store, blobs, files
 
 
 def age(store: Store, seconds: float) -> None:
@@ -164,6 +164,32 @@ def test_a_blob_that_arrives_in_pieces(store: Store) -> None:
         store.blob_path(digest).write_bytes(b"one and 2!!")
         arriving.write(b"one and two")
         assert arriving.commit() == digest
+    store.verify_blob(digest)
+
+
+def test_a_blob_may_arrive_in_any_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(blobs, "WRITEBACK", 4)
+    monkeypatch.setattr(files, "start_writeback", begun.append)
+    with store.arriving_blob() as arriving:
+        for at, piece in ((6, b"two"), (3, b"and"), (3, b"und"), (0, b"one")):
+            arriving.write_at(at, piece)
+            if at == 3:
+                arriving.hash_up_to(0)
+        assert arriving.size == 0
+        arriving.hash_up_to(4)
+        arriving.hash_up_to(9)
+        assert (arriving.size, arriving.digest) == (9, digests.of_bytes(b"oneundtwo"))
+        digest = arriving.commit()
+    assert store.blob_path(digest).read_bytes() == b"oneundtwo"
+    assert len(begun) == 2
+
+
+def test_writeback_that_begins_changes_nothing(store: Store) -> None:
+    with store.arriving_blob() as arriving:
+        for _ in range(40):
+            arriving.write(bytes(1024 * 1024))
+        digest = arriving.commit()
     store.verify_blob(digest)
 
 

@@ -63,7 +63,7 @@ def running(service: Service) -> Iterator[str]:
     """The server's address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(App(service, ROUTES), log_config=None, access_log=False)
+        config = uvicorn.Config(App(service, ROUTES), http="h11", log_config=None, access_log=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
