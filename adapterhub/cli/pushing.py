@@ -29,7 +29,7 @@ _SEEN_BY = {True: "its owners only", False: "everybody", None: "not known"}
 @click.option("-m", "--message", help="The title of the commit.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and send nothing.")
-@click.option("--all", "everything", is_flag=True, help="All names of a namespace: push NS OWNER --all.")
+@click.option("--all", "everything", is_flag=True, help="All names of a namespace: NS OWNER.")
 @json_option
 @quiet_option
 def push(

@@ -17,7 +17,7 @@ from adapterhub.cli.output import json_option
     is_flag=True,
     help="Others read public repositories without a token; on loopback anybody does.",
 )
-@click.option("--url", default="", help="The address that clients are told, in place of the one that they asked.")
+@click.option("--url", default="", help="The address to tell clients, not the one they asked.")
 @click.option("--behind-proxy", is_flag=True, help="Believe X-Forwarded-Proto and -Host.")
 @click.option(
     "--log-level",
