@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adapterhub.errors import InvalidOption, MissingExtra
 from adapterhub.hub.server.logs import LEVELS
+from adapterhub.hub.state.limits import Limits
 
 if TYPE_CHECKING:
     from adapterhub.hub.server.app import App
@@ -34,6 +35,7 @@ class Options:
 
     `public_read`: other machines, too, read public repositories without a token. On loopback
     anybody does. `grace`: seconds that running requests have when the server is told to stop.
+    `limits`: how much a repository takes.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +45,7 @@ class Options:
     behind_proxy: bool = False
     log_level: str = "info"
     grace: int = 20
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
@@ -72,7 +75,8 @@ def serve(registry: Registry, options: Options, on_start: Callable[[str], None])
 
     with listening(options.host, options.port) as listener:
         near = is_loopback(listener)
-        settings = Settings(options.url, options.behind_proxy, options.public_read or near)
+        public = options.public_read or near
+        settings = Settings(options.url, options.behind_proxy, public, options.limits)
         logs.configure(options.log_level)
         with Service.opened(registry, settings) as service:
             if not near:
