@@ -23,6 +23,7 @@ from adapterhub.registry import Registry, inspection, loading, runs
 from adapterhub.store import Store
 
 MOST_FILES = 5000
+MOST_ADAPTERS, MOST_PROBLEMS, LONGEST = 200, 20, 500
 _PAGE = 1000
 ORIGIN = ("hub", "commit", "subfolder")
 
@@ -42,9 +43,11 @@ def take(registry: Registry, hub: Hub, repository: Repository, commit: str) -> d
             _lay_out(registry.store, hub, repository, commit, root)
             found = list(runs.find(root))
         except AdapterHubError as error:
-            return {"adapters": [], "problems": [error.message]}
+            return {"adapters": [], "problems": [error.message[:LONGEST]]}
         taker = _Taker(registry, hub, repository, commit, root)
-        for path in found:
+        if len(found) > MOST_ADAPTERS:
+            problems.append(f"only the first {MOST_ADAPTERS} of {len(found)} adapters are taken")
+        for path in found[:MOST_ADAPTERS]:
             try:
                 adapters.append(taker.take(path))
             except AdapterHubError as error:
@@ -53,7 +56,7 @@ def take(registry: Registry, hub: Hub, repository: Repository, commit: str) -> d
     for name in sorted(gone):
         if ours(registry.store, hub, repository, name):
             remove(registry, name)
-    return {"adapters": adapters, "problems": problems}
+    return {"adapters": adapters, "problems": problems[:MOST_PROBLEMS]}
 
 
 def names(info: Mapping[str, Any]) -> list[str]:
@@ -155,7 +158,8 @@ class _Taker:
         where = path.relative_to(self._root).as_posix()
         text = f"{error.message} ({error.remedy})" if error.remedy else error.message
         text = text.replace(str(path), where).replace(str(self._root), str(self._repository.id))
-        return text if where == "." else f"{where}: {text.removeprefix(f'{where}: ')}"
+        text = text if where == "." else f"{where}: {text.removeprefix(f'{where}: ')}"
+        return text[:LONGEST]
 
 
 def described(reading: Reading) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def described(reading: Reading) -> dict[str, Any]:
     adapter = reading.adapter
     if adapter is None:
         return {"method": reading.method, "rank": None, "base": None, "tags": []}
-    base = adapter.base.name
+    base = adapter.base.name[:LONGEST] if adapter.base.name else None
     bases = (base,) if base and cards.HUB_ID.fullmatch(base) else ()
     return {
         "method": adapter.method,
