@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -107,17 +108,18 @@ class Indexer:
         try:
             self._hub.repositories.again(repository)
         except RepoNotFound:  # deleted while its adapters were added
-            self._remove(takeover.names(info))
+            self._remove(replace(repository, info=info))
 
     def forget(self, repository: Repository) -> None:
         """Takes the names of a deleted repository out of the registry; `rollback` undoes it."""
         with self._working:
-            self._remove(takeover.names(repository.info))
+            self._remove(repository)
 
-    def _remove(self, names: list[str]) -> None:
-        for name in names:
+    def _remove(self, repository: Repository) -> None:
+        for name in takeover.names(repository.info):
             try:
-                takeover.remove(self._registry, name)
+                if takeover.ours(self._registry.store, self._hub, repository, name):
+                    takeover.remove(self._registry, name)
             except AdapterHubError as error:
                 logs.failure("index", error, name=name)
 
@@ -127,6 +129,6 @@ class Indexer:
             now = self._hub.repositories.again(repository)
             if now.indexed is None:
                 return
-            info = takeover.renamed(self._registry, now.info, now.id)
+            info = takeover.renamed(self._registry, self._hub, now)
             labels = info.get("tags", [])
             self._hub.repositories.mark_indexed(now, now.indexed, labels=labels, info=info)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from adapterhub.hub.server.indexing import Indexer
+from adapterhub.hub.server.load import Load
 from adapterhub.hub.server.metrics import Metrics
 from adapterhub.hub.server.transfers import Transfers
 from adapterhub.hub.state.limits import Limits
@@ -47,6 +48,7 @@ class Service:
     settings: Settings
     indexer: Indexer
     metrics: Metrics = field(default_factory=Metrics)
+    load: Load = field(default_factory=Load)
     transfers: Transfers = field(init=False)
 
     def __post_init__(self) -> None:

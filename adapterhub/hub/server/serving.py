@@ -154,10 +154,13 @@ def require_token(hub: Hub, host: str) -> None:
 def run(app: App, listener: socket.socket, grace: int) -> None:
     """Serves until it is told to stop; then requests have `grace` seconds to end."""
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from adapterhub.hub.server import connections
 
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=connections.protocol(H11Protocol, connections.room()),
         ws="none",
         lifespan="off",
         log_config=None,

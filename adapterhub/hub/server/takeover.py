@@ -71,8 +71,12 @@ def remove(registry: Registry, name: str) -> None:
 
 
 def name_of(id: RepoId, subfolder: str) -> str:
+    """Only the folder is respelled: `ns_/x` must not come by a name of `ns/x`."""
     base = str(id).lower()
-    return runs.spelled(f"{base}--{subfolder.replace('/', '--')}") if subfolder else base
+    if not subfolder:
+        return base
+    folder = runs.spelled(subfolder.replace("/", "--"))
+    return f"{base}--{folder.replace('/', '--')}"
 
 
 def ours(store: Store, hub: Hub, repository: Repository, name: str) -> bool:
@@ -144,10 +148,7 @@ class _Taker:
     def _refuse_foreign(self, name: str) -> None:
         store = self._registry.store
         if store.exists(name) and not ours(store, self._hub, self._repository, name):
-            raise AlreadyExists(
-                f"{name} in the registry came from elsewhere, and is left as it is",
-                remedy=f"adapterhub mv {name} OTHER, and push again",
-            )
+            raise _foreign(name)
 
     def _subfolder(self, path: Path) -> str:
         below = path.relative_to(self._root)
@@ -160,6 +161,13 @@ class _Taker:
         text = text.replace(str(path), where).replace(str(self._root), str(self._repository.id))
         text = text if where == "." else f"{where}: {text.removeprefix(f'{where}: ')}"
         return text[:LONGEST]
+
+
+def _foreign(name: str) -> AdapterHubError:
+    return AlreadyExists(
+        f"{name} in the registry came from elsewhere, and is left as it is",
+        remedy=f"adapterhub mv {name} OTHER, and push again",
+    )
 
 
 def described(reading: Reading) -> dict[str, Any]:
@@ -177,17 +185,21 @@ def described(reading: Reading) -> dict[str, Any]:
     }
 
 
-def renamed(registry: Registry, info: Mapping[str, Any], new: RepoId) -> dict[str, Any]:
+def renamed(registry: Registry, hub: Hub, repository: Repository) -> dict[str, Any]:
     """The info of a repository that has a new id, its names in the registry moved along.
 
-    A name that cannot be moved, where the new one is taken, stays; the info then says why.
+    A name that cannot be moved, where the new one is taken, stays; the info then says why. One that
+    somebody has taken over stays theirs.
     """
+    store, info = registry.store, repository.info
     adapters, problems = [], list(info.get("problems", ()))
     for each in info.get("adapters", ()):
-        name = name_of(new, each["subfolder"])
+        old, name = each["name"], name_of(repository.id, each["subfolder"])
         try:
-            if each["version"] and name != each["name"] and registry.store.exists(each["name"]):
-                registry.mv(each["name"], name)
+            if each["version"] and name != old and store.exists(old):
+                if not ours(store, hub, repository, old):
+                    raise _foreign(old)
+                registry.mv(old, name)
             adapters.append({**each, "name": name})
         except AdapterHubError as error:
             problems.append(error.message)

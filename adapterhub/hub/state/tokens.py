@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adapterhub.errors import NotFound, OutputError, StoreError
+from adapterhub.errors import NotFound
 from adapterhub.hub.state.database import Database
 from adapterhub.hub.state.errors import InvalidRequest, Unauthorized
 from adapterhub.hub.state.model import ALL, ANONYMOUS, Caller, Token
@@ -123,12 +123,8 @@ class Tokens:
         moment = int(self._now())
         if token.used is not None and moment - token.used < _USED_SECONDS:
             return
-        sql = "UPDATE tokens SET used = ? WHERE id = ?"
-        try:
-            with self._database.transaction() as connection:
-                connection.execute(sql, (moment, token.id))
-        except (OutputError, StoreError):
-            pass  # a full disk must not keep readers out
+        # a full disk, or a long queue of writers, must not keep readers out
+        self._database.attempt("UPDATE tokens SET used = ? WHERE id = ?", (moment, token.id))
 
 
 _ENDED = {"revoked": "been revoked", "expired": "expired"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import regkit
 from serverkit import Served, files_of, ok
 
-from adapterhub.hub.server import facts, infos, takeover
+from adapterhub.hub.server import diffs, facts, infos, takeover
 
 Adapter = Callable[..., dict[str, bytes]]
 
@@ -85,3 +87,24 @@ def test_a_query_of_too_many_words_is_refused(served: Served, name: str) -> None
     answer = served.anonymous().ask("GET", f"/api/models?{name}={many}")
     assert (answer.status, answer.json["code"]) == (400, "invalid-request")
     assert "at most 50" in answer.json["error"]
+
+
+def test_differences_are_looked_for_within_a_time(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = served.repo("diffs/slow", {f"f{n}": b"a\n" * 20 for n in range(30)})
+    title = "Changes"
+    pull = served.hub.open_pull(repository, title, "", "ann")
+    served.commit(repository, {f"f{n}": b"b\n" * 20 for n in range(30)}, pull.ref)
+    monkeypatch.setattr(diffs, "_DIFF_SECONDS", 0.01)
+    whole = difflib.unified_diff
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.005)
+        return whole(*args)
+
+    monkeypatch.setattr(difflib, "unified_diff", slow)
+    path = f"/api/models/diffs/slow/discussions/{pull.number}?diff=1"
+    diff = ok(served.anonymous().ask("GET", path))["diff"]
+    assert 0 < diff.count("diff --git") < 10
+    assert diff.endswith("# the diff is longer than what is shown here\n")

@@ -173,6 +173,32 @@ def test_a_name_that_somebody_took_over_is_left_alone(
     assert "came from elsewhere" in own(served, "ns/taken")["problems"][0]
 
 
+def test_what_somebody_took_over_is_neither_moved_nor_deleted(
+    served: Served, client: Client, adapter: Callable[..., dict[str, bytes]], tmp_path: Path
+) -> None:
+    regkit.save_adapter(tmp_path / "local", regkit.lora(9))
+    for name in ("over/moved", "over/deleted"):
+        served.repo(name, adapter())
+        local = served.registry.add(tmp_path / "local", name=name)
+    client().move_repo("over/moved", "over/elsewhere")
+    client().delete_repo("over/deleted")
+    for name in ("over/moved", "over/deleted"):
+        assert served.registry.show(name)["digest"] == local.digest
+    assert "came from elsewhere" in own(served, "over/elsewhere")["problems"][0]
+
+
+def test_no_namespace_comes_by_the_names_of_another(
+    served: Served, adapter: Callable[..., dict[str, bytes]]
+) -> None:
+    """`ns_/x` has no name in the registry, and so have the adapters in its folders."""
+    served.repo("respelled_/_one", adapter("sub/", 3))
+    assert not served.registry.store.exists("respelled/one--sub")
+    assert own(served, "respelled_/_one")["adapters"] == []
+    served.repo("respelled/one", adapter("sub/", 4) | adapter("a/b c/", 5))
+    names = [each["name"] for each in own(served, "respelled/one")["adapters"]]
+    assert names == ["respelled/one--a--b-c", "respelled/one--sub"]
+
+
 def test_moves_and_deletions_are_followed(
     served: Served, client: Client, adapter: Callable[..., dict[str, bytes]]
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import statekit
@@ -207,3 +210,16 @@ def test_without_public_read_nobody_sees_anything(store: Store) -> None:
         assert hub.access.list(ANONYMOUS) == ()
         assert hub.access.read(hub.tokens.caller(secret), public.id) == public
         assert len(hub.access.list(hub.tokens.caller(secret))) == 1
+
+
+def test_who_asks_does_not_wait_for_who_writes(hub: Hub) -> None:
+    token, secret = hub.tokens.create("bob")
+    with closing(sqlite3.connect(hub.store.home / "hub.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert hub.tokens.caller(secret).token == token
+        assert time.monotonic() - began < 5
+        other.execute("ROLLBACK")
+    assert hub.tokens.get(token.id).used is None
+    hub.tokens.caller(secret)
+    assert hub.tokens.get(token.id).used is not None
