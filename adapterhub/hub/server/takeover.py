@@ -148,7 +148,7 @@ class _Taker:
             )
         self._refuse_foreign(name)
         origin = dict(zip(ORIGIN, (str(self._repository.id), self._commit, subfolder), strict=True))
-        added = self._registry.add(path, name=name, origin=origin)
+        added = self._registry.add(path, name=name, origin=origin, follow_card=True)
         return told | {"version": added.digest}
 
     def _refuse_foreign(self, name: str) -> None:

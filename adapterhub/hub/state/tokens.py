@@ -48,16 +48,26 @@ class Tokens:
         """
         if role not in ROLES:
             raise InvalidRequest(f"no such role: {shown(role)}", remedy="use read or write")
-        if not namespaces or (days is not None and not 0 < days < 100_000):
+        if not namespaces:
+            raise InvalidRequest("a token needs a namespace", remedy=f"or {ALL}, for all of them")
+        if days is not None and not 0 < days < 100_000:
             raise InvalidRequest(
-                "a token needs a namespace, and days above 0 if it expires", remedy="correct them"
+                f"a token cannot expire in {days:g} days", remedy="more than 0, less than 100,000"
             )
         spaces = sorted({each if each == ALL else check_namespace(each) for each in namespaces})
         self._refuse_likeness(spaces)
         id, moment = secrets.token_hex(6), int(self._now())
         secret = f"{PREFIX}{id}{secrets.token_hex(24)}"
         expires = None if days is None else int(self._now() + days * 86400)
-        row = (id, _hash(secret), check_namespace(label), role, " ".join(spaces), moment, expires)
+        row = (
+            id,
+            _hash(secret),
+            check_namespace(label, "name"),
+            role,
+            " ".join(spaces),
+            moment,
+            expires,
+        )
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO tokens (id, hash, label, role, namespaces, created, expires)"

@@ -368,3 +368,17 @@ def test_an_exported_adapter_keeps_its_identity(
     served.repo("ns/copy", files_of(tmp_path / "out"))
     assert served.registry.show("ns/copy")["digest"] == added.digest
     assert json.loads((tmp_path / "out" / "adapterhub.json").read_text())["kind"] == "adapter"
+
+
+def test_a_card_that_comes_later_is_in_the_registry_too(
+    served: Served, adapter: Callable[..., dict[str, bytes]]
+) -> None:
+    repository = served.repo("ns/card", adapter())
+    assert "licence" not in served.registry.show("ns/card")["card"]
+    served.commit(repository, {"README.md": CARD})
+    assert served.registry.show("ns/card")["card"]["licence"] == "mit"
+    served.commit(repository, {"README.md": CARD.replace(b"mit", b"apache-2.0")})
+    assert served.registry.show("ns/card")["card"]["licence"] == "apache-2.0"
+    served.registry.edit("ns/card", {"licence": "bsd-2-clause"})
+    served.commit(repository, {"README.md": CARD})
+    assert served.registry.show("ns/card")["card"]["licence"] == "bsd-2-clause"
