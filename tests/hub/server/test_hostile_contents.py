@@ -96,11 +96,11 @@ def test_differences_are_looked_for_within_a_time(
     title = "Changes"
     pull = served.hub.open_pull(repository, title, "", "ann")
     served.commit(repository, {f"f{n}": b"b\n" * 20 for n in range(30)}, pull.ref)
-    monkeypatch.setattr(diffs, "_DIFF_SECONDS", 0.01)
+    monkeypatch.setattr(diffs, "_DIFF_SECONDS", 1.0)
     whole = difflib.unified_diff
 
     def slow(*args: Any) -> Any:
-        time.sleep(0.005)
+        time.sleep(0.2)
         return whole(*args)
 
     monkeypatch.setattr(difflib, "unified_diff", slow)
