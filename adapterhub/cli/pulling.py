@@ -38,7 +38,8 @@ def pull(
     """Take an adapter from a hub: its data only, every file hashed.
 
     HF_ENDPOINT names the hub, HF_TOKEN (or `hf auth login`) signs in. A repository that holds
-    several adapters is listed; name one, or take all.
+    several adapters is listed; name one, or take all. Offline (HF_HUB_OFFLINE=1), what was
+    downloaded before is found.
     """
     from adapterhub import api
 

@@ -11,12 +11,13 @@ from adapterhub.cli.opening import open_registry, ref_argument, short_ref
 from adapterhub.cli.output import json_option, note, plural, quiet_option, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from adapterhub.hub.client import Finding, Pushed, PushPlan, PushResult
     from adapterhub.registry import Registry
 
 _COMMIT_DIGITS = 12
+_NAMED = 5
 _SEEN_BY = {True: "its owners only", False: "everybody", None: "not known"}
 
 
@@ -28,7 +29,7 @@ _SEEN_BY = {True: "its owners only", False: "everybody", None: "not known"}
 @click.option("-m", "--message", help="The title of the commit.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and send nothing.")
-@click.option("--all", "everything", is_flag=True, help="Every name of a namespace: NS OWNER.")
+@click.option("--all", "everything", is_flag=True, help="All names of a namespace: NS OWNER.")
 @json_option
 @quiet_option
 def push(
@@ -43,7 +44,8 @@ def push(
     """Send a version to a repository of a hub: OWNER/NAME.
 
     The hub is the one of HF_ENDPOINT, the token that of HF_TOKEN or of `hf auth login`. A new
-    repository is private. What is there already is not sent again.
+    repository is private. What is there already is not sent again. With --all, every NS/NAME
+    of the registry goes to OWNER/NAME.
     """
     from adapterhub import api
 
@@ -76,7 +78,8 @@ def _print_result(result: PushResult, as_json: bool, quiet: bool) -> None:
 def _sentence(result: PushResult) -> str:
     version, commit = short_ref(result.version), (result.commit or "")[:_COMMIT_DIGITS]
     if result.status == "unchanged":
-        return f"{result.url} has {version} already, at commit {commit}: nothing was sent"
+        made = f"; the {result.created} {result.revision} is new" if result.created else ""
+        return f"{result.url} has {version} already, at commit {commit}: nothing was sent{made}"
     removed = f", {len(result.removed)} removed" if result.removed else ""
     kind = "" if result.private is None else " (private)" if result.private else " (public)"
     return (
@@ -99,9 +102,7 @@ def _print_plan(plan: PushPlan, as_json: bool, quiet: bool) -> None:
             "to": plan.url,
             "revision": plan.revision + (", as a pull request" if plan.create_pr else ""),
             "creates": f"the {plan.creates}" if plan.creates else None,
-            "seen by": {True: "its owners only", False: "everybody", None: "not known"}[
-                plan.private
-            ],
+            "seen by": _SEEN_BY[plan.private],
             "on top of": plan.commit,
             "message": plan.message,
             "sends": f"{plural(len(plan.sent), 'file')}, {size(plan.bytes)}",
@@ -150,8 +151,25 @@ def _push_all(
         )
         failed = sum(one.status == "refused" for one in pushed)
         note(f"{plural(len(pushed), 'name')}, {failed} refused")
+        for text in _warned(pushed):
+            note(text)
     if any(one.status == "refused" for one in pushed):
         click.get_current_context().exit(1)
+
+
+def _warned(pushed: Sequence[Pushed]) -> list[str]:
+    """One line for each kind of warning, with the first name's remedy."""
+    found: dict[str, list[tuple[str, Finding]]] = {}
+    for one in pushed:
+        told = one.result or one.plan
+        for each in told.findings if told else ():
+            if not each.is_error:
+                found.setdefault(each.code, []).append((one.name, each))
+    return [
+        f"{', '.join(name for name, _ in each[:_NAMED])}{' …' if len(each) > _NAMED else ''}: "
+        f"{each[0][1].sentence()}"
+        for each in found.values()
+    ]
 
 
 def _row(one: Pushed) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from adapterhub.cli.output import json_option
     is_flag=True,
     help="Others read public repositories without a token; on loopback anybody does.",
 )
-@click.option("--url", default="", help="How clients reach it, where that is not what they ask.")
+@click.option("--url", default="", help="The address to tell clients, not the one they asked.")
 @click.option("--behind-proxy", is_flag=True, help="Believe X-Forwarded-Proto and -Host.")
 @click.option(
     "--log-level",
@@ -26,6 +26,9 @@ from adapterhub.cli.output import json_option
     type=click.Choice(("debug", "info", "warning", "error")),
     help="What goes to stderr, as JSON; `info` has a line for each request.",
 )
+@click.option("--max-file-size", metavar="SIZE", help="Of one file; 200GiB by default.")
+@click.option("--max-repository-size", metavar="SIZE", help="All revisions; 2TiB by default.")
+@click.option("--max-files", type=int, help="In one revision; 100,000 by default.")
 @json_option
 def serve(
     host: str,
@@ -34,6 +37,9 @@ def serve(
     url: str,
     behind_proxy: bool,
     log_level: str,
+    max_file_size: str | None,
+    max_repository_size: str | None,
+    max_files: int | None,
     as_json: bool,
 ) -> None:
     """Serve the registry's home to Hugging Face clients.
@@ -43,6 +49,7 @@ def serve(
     """
     from adapterhub import api
     from adapterhub.hub.server.serving import Options
+    from adapterhub.hub.state.limits import Limits
 
     with open_registry() as registry:
 
@@ -52,7 +59,13 @@ def serve(
             else:
                 _greet(address, str(registry.home))
 
-        options = Options(host, port, public_read, url, behind_proxy, log_level)
+        given = {
+            "file_size": api.parse_size(max_file_size),
+            "repository_size": api.parse_size(max_repository_size),
+            "files": max_files,
+        }
+        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        options = Options(host, port, public_read, url, behind_proxy, log_level, limits=limits)
         api.serve(options, registry=registry, on_start=started)
 
 

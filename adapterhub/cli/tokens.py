@@ -13,7 +13,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.opening import open_registry
-from adapterhub.cli.output import json_option
+from adapterhub.cli.output import json_option, quiet_option
 
 if TYPE_CHECKING:
     from adapterhub.hub.state.model import Token
@@ -96,29 +96,36 @@ def _sentence(made: Token) -> str:
 
 @token.command(name="list")
 @json_option
-def list_tokens(as_json: bool) -> None:
+@quiet_option
+def list_tokens(as_json: bool, quiet: bool) -> None:
     """All tokens, revoked and expired ones too; never their secrets."""
     with _tokens() as tokens:
         found = tokens.list()
     if as_json:
         output.print_json([{**asdict(each), "state": _state(each)} for each in found])
         return
+    if quiet:
+        for each in found:
+            click.echo(each.id)
+        return
     if not found:
         click.echo("No tokens: adapterhub token create NAME --write makes one.")
         return
     output.print_table(
-        ("id", "name", "role", "namespaces", "created", "last used", "expires", "state"),
+        ("id", "name", "role", "where", "created", "last used", "state"),
         [
             (
                 each.id,
                 each.label,
                 each.role,
-                each.namespaces,
-                *(_when(moment) for moment in (each.created, each.used, each.expires)),
-                _state(each),
+                ", ".join(each.namespaces).replace("*", "all"),
+                _day(each.created),
+                _day(each.used),
+                _until(each),
             )
             for each in found
         ],
+        whole=("id",),
     )
 
 
@@ -139,6 +146,15 @@ def _state(each: Token) -> str:
     if each.revoked is not None:
         return "revoked"
     return "expired" if each.expires is not None and each.expires <= time.time() else "valid"
+
+
+def _until(each: Token) -> str:
+    state = _state(each)
+    return f"valid until {_when(each.expires)}" if state == "valid" and each.expires else state
+
+
+def _day(moment: int | None) -> str | None:
+    return None if moment is None else time.strftime("%Y-%m-%d", time.gmtime(moment))
 
 
 def _when(moment: int | None) -> str | None:

@@ -28,14 +28,18 @@ def read(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     if len(data) > LIMIT_BYTES:
         return {}, [Problem("card", "README.md is larger than 1 MiB and is left aside"), unlicensed]
     text, problems = decoded(data)
-    front, front_problems = front_matter(text.replace("\r\n", "\n"))
+    found, front_problems = fields(text)
     problems += front_problems
+    return found, problems if "licence" in found else [*problems, unlicensed]
+
+
+def fields(text: str) -> tuple[dict[str, Any], list[Problem]]:
+    """Card fields of a README.md's text."""
+    front, problems = front_matter(text.replace("\r\n", "\n"))
     fields: dict[str, Any] = {"readme": text}
     licence = front.get("license")
     if isinstance(licence, str) and licence:
         fields["licence"] = licence
-    else:
-        problems.append(unlicensed)
     if languages := _words(front.get("language")):
         fields["language"] = languages
     # `base_model:…` tags repeat what the manifest knows better.

@@ -12,6 +12,7 @@ from adapterhub import digest, schema, strictjson
 from adapterhub.adapter import REPLACE, Adapter, Reading
 from adapterhub.base import Base
 from adapterhub.errors import AdapterHubError, InvalidAdapter, InvalidOption, NotFound
+from adapterhub.formats import card as cards
 from adapterhub.formats.roots import tensors_root
 from adapterhub.registry import checkout, fit, manifests, storing
 from adapterhub.registry.inspection import require
@@ -48,13 +49,18 @@ class Added:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. `labels` replace those found beside the adapter."""
+    """What the user asked for. `labels` replace those found beside the adapter.
+
+    `follow_card`: what the card has from an earlier README.md goes along with the new one, also
+    where the version is the same; what people edited stays in any case.
+    """
 
     name: str
     tags: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     new: bool = False
     origin: Mapping[str, Any] | None = None
+    follow_card: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.labels)) != len(self.labels) or not all(self.labels):
@@ -101,7 +107,7 @@ def add(
             lineage=sidecar.get("lineage"),
         )
         version = store.put_manifest(manifest)
-        card, notes = _card(store, request.name, version, reading)
+        card, notes = _card(store, request, version, reading)
         outcome = store.add_version(
             request.name,
             version,
@@ -110,7 +116,7 @@ def add(
             card=card,
             expect_new=request.new,
         )
-    settled = BASE_PROBLEMS if at_hand else ()  # the base that was given settles them
+    settled = BASE_PROBLEMS if record.weights_root else ()  # a base whose digest is known
     problems = [p for p in reading.problems if not (p.fatal or p.code in settled)]
     moved = outcome.previous != version
     return Added(
@@ -121,7 +127,7 @@ def add(
         base=record.name,
         parameters=adapter.parameters,
         bytes=sum(file.size for file in stored),
-        notes=(*(p.sentence() for p in problems), *notes),
+        notes=(*(p.sentence().replace(" REF ", f" {request.name} ") for p in problems), *notes),
     )
 
 
@@ -140,21 +146,30 @@ def _labels(request: Request, sidecar: Mapping[str, Any], adapter: Adapter) -> t
 
 
 def _card(
-    store: Store, name: str, version: str, reading: Reading
+    store: Store, request: Request, version: str, reading: Reading
 ) -> tuple[Mapping[str, Any] | None, list[str]]:
     """What README.md adds to the card, and a note of what it would change: people's words stay."""
     try:
-        state = store.state(name)
+        state = store.state(request.name)
     except NotFound:
         return reading.card or None, []
-    if version in state.versions:
+    if version in state.versions and not request.follow_card:
         return None, []
-    new = {k: v for k, v in reading.card.items() if k == README or k not in state.card}
+    open_to_it = _open(state.card, request.follow_card)
+    new = {k: v for k, v in reading.card.items() if k not in state.card or k in open_to_it}
     kept = [k for k, v in reading.card.items() if k not in new and v != state.card[k]]
     if not kept:
         return new or None, []
-    text = f"the card of {name} keeps its own {', '.join(kept)}; README.md says otherwise"
-    return new or None, [f"{text} (adapterhub edit {name})"]
+    text = f"the card of {request.name} keeps its own {', '.join(kept)}; README.md says otherwise"
+    return new or None, [f"{text} (adapterhub edit {request.name})"]
+
+
+def _open(card: Mapping[str, Any], follow: bool) -> set[str]:
+    """The fields of a card that another README.md may change."""
+    if not follow:
+        return {README}
+    said, _ = cards.fields(str(card.get(README, "")))
+    return {README, *(key for key, value in card.items() if said.get(key) == value)}
 
 
 def _base_record(

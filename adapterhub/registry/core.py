@@ -147,12 +147,14 @@ class Registry:
         new: bool = False,
         allow_pickle: bool = False,
         origin: Mapping[str, Any] | None = None,
+        follow_card: bool = False,
         progress: Progress | None = None,
     ) -> Added:
         """Store the adapter at `path` as a new version of `name` (default: from the path).
 
         `hub:owner/name` is a repository in the Hugging Face cache. `origin` is what the log says
-        of where it came from (default: the path).
+        of where it came from (default: the path). `follow_card`: what the card has from an earlier
+        README.md goes along with this one; what people edited never does.
 
         With `base` (a BASE) it is checked against that base, whose digests are recorded and which
         is registered; `progress` is told of its bytes hashed. The same bytes again change nothing.
@@ -167,6 +169,7 @@ class Registry:
             labels=tuple(labels),
             new=new,
             origin=origin or {"path": str(reading.path.resolve())},
+            follow_card=follow_card,
         )
         adapter = inspection.require(reading)
         at_hand = self._at_hand(base, adapter, path, progress) if base is not None else None

@@ -69,10 +69,36 @@ def test_what_stops_it_is_told_before_anything_is_sent(
     assert said.code == 1
     assert "error: a@sha256:" in said.err
     assert "  - the base is a path on somebody's machine (/home/jo/x)" in said.err
-    assert "  - no licence is stated, and everybody will see it" in said.err
+    assert "  - no licence is stated, and everybody will see it (adapterhub edit a" in said.err
+    assert "  → mend each of these, and push again" in said.err
     said = run("push", "a", "me/a", "--public", "--json")
     assert len(said.json["error"]["details"]) == 2
     assert hub.repositories == {}
+
+
+def test_one_finding_has_its_remedy_once(hub: MiniHub, run: Run, tmp_path: Path) -> None:
+    run("add", pushable(tmp_path / "a", None), "--name", "a")
+    said = run("push", "a", "me/a", "--public")
+    assert said.err.count("adapterhub edit a --licence ID, such as apache-2.0") == 1
+
+
+def test_what_a_push_makes_itself_needs_no_warning(hub: MiniHub, run: Run, tmp_path: Path) -> None:
+    run("add", pushable(tmp_path / "a"), "--name", "a")
+    assert run("push", "a", "me/a", "--public").err == ""
+    said = run("push", "a", "me/a", "--revision", "dev")
+    assert "nothing was sent; the branch dev is new" in said.out
+    assert "me/a is public already" in said.err
+
+
+def test_a_namespace_has_its_warnings_once_a_kind(hub: MiniHub, run: Run, tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        run("add", pushable(tmp_path / name, None, seed), "--name", f"team/{name}")
+    said = run("push", "team", "me", "--all")
+    assert said.err.splitlines() == [
+        "note: 2 names, 0 refused",
+        "note: team/a, team/b: no licence is stated (adapterhub edit team/a --licence ID, such as "
+        "apache-2.0)",
+    ]
 
 
 def test_a_dry_run_prints_the_plan(hub: MiniHub, run: Run, tmp_path: Path) -> None:

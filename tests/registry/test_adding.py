@@ -309,6 +309,44 @@ def test_what_people_edited_survives_the_same_bytes_and_new_versions(
     assert any("keeps its own licence" in note for note in added.notes)
 
 
+def test_a_card_that_follows_goes_with_its_readme_and_not_over_what_people_edited(
+    registry: Registry, adapter: Path
+) -> None:
+    write_card(adapter, "mit")
+    registry.add(adapter, name="a", follow_card=True)
+    write_card(adapter, "apache-2.0")
+    assert registry.add(adapter, name="a").status == "unchanged"
+    assert registry.add(adapter, name="a", follow_card=True).status == "updated"
+    card = registry.show("a")["card"]
+    assert (card["licence"], card["topics"]) == ("apache-2.0", ["ner"])
+    assert "apache-2.0" in card["readme"]
+    assert registry.add(adapter, name="a", follow_card=True).status == "unchanged"
+    registry.edit("a", {"licence": "bsd-2-clause"})
+    write_card(adapter, "mit")
+    added = registry.add(adapter, name="a", follow_card=True)
+    assert registry.show("a")["card"]["licence"] == "bsd-2-clause"
+    assert any("keeps its own licence" in note for note in added.notes)
+
+
+def test_a_card_that_says_more_later(registry: Registry, adapter: Path) -> None:
+    registry.add(adapter, name="a", follow_card=True)
+    write_card(adapter, "mit")
+    registry.add(adapter, name="a", follow_card=True)
+    assert registry.show("a")["card"]["licence"] == "mit"
+
+
+def test_a_base_that_a_manifest_pins_is_not_called_unpinned(
+    registry: Registry, adapter: Path, tmp_path: Path
+) -> None:
+    base = regkit.save_base(tmp_path / "base")
+    registry.add(adapter, name="a", base=base)
+    registry.export("a", tmp_path / "out")
+    added = registry.add(tmp_path / "out", name="b")
+    assert added.digest == registry.show("a")["digest"]
+    assert not any("not pinned" in note for note in added.notes)
+    assert any("adapterhub edit b --licence" in note for note in added.notes)
+
+
 # --- pickles ----------------------------------------------------------------------------------
 
 

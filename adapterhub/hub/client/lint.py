@@ -45,7 +45,7 @@ def _base(version: Version) -> Iterator[Finding]:
     name, said = base["name"], _configured(version.texts.get(CONFIG, ""))
     key, written = said if said is not None else ("", None)
     if name is None and written is None:
-        yield error("no-base", "no base model is named", _rewritten(version.name, _BASE_KEYS[0]))
+        yield from _unnamed(version)
         return
     path = next((each for each in (written, name) if each and looks_like_path(each)), None)
     if path is not None:
@@ -62,9 +62,21 @@ def _base(version: Version) -> Iterator[Finding]:
         yield warning(
             "unpinned-base",
             f"nothing tells which weights {name} had: {said_revision}, and no digest is recorded",
-            f'adapterhub add "$(adapterhub path {version.name})" --name {version.name} '
-            f"--base {name}",
+            _added_to(version.name, name),
         )
+
+
+def _unnamed(version: Version) -> Iterator[Finding]:
+    """In a format without a config nothing can name the base; a digest can tell which it is."""
+    if CONFIG in version.texts:
+        key = "model_name" if version.manifest["format"] == "adapterhub" else _BASE_KEYS[0]
+        yield error("no-base", "no base model is named", _rewritten(version.name, key))
+    elif version.manifest["base"]["weights_root"] is None:
+        yield error("no-base", "no base model is named", _added_to(version.name, "BASE"))
+
+
+def _added_to(name: str, base: str) -> str:
+    return f'adapterhub add "$(adapterhub path {name})" --name {name} --base {base}'
 
 
 def _configured(text: str) -> tuple[str, str] | None:

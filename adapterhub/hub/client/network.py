@@ -215,6 +215,8 @@ def _wire(error: BaseException, kinds: set[str]) -> tuple[str, str]:
         return f"{host()} cannot be reached ({text})", "check the network and HF_ENDPOINT"
     if isinstance(error, KeyError):
         return f"the answer of {host()} lacks {text}", "is HF_ENDPOINT a hub?"
+    if "UnsupportedProtocol" in kinds:
+        return text, "HF_ENDPOINT is an address such as https://huggingface.co"
     return text or type(error).__name__, ""
 
 

@@ -114,8 +114,15 @@ class Draft:
         return not self.plan.sent and not self.plan.named(REMOVED)
 
 
-def draft(version: Version, remote: Remote | None, request: Request, endpoint: str) -> Draft:
-    """`remote` is None where the hub was not asked."""
+def draft(
+    version: Version,
+    remote: Remote | None,
+    request: Request,
+    endpoint: str,
+    *,
+    is_new: bool = False,
+) -> Draft:
+    """`remote` is None where the hub was not asked; `is_new`: this push has just created it."""
     there = remote or Remote()
     subject = Subject(
         request.repo,
@@ -140,7 +147,7 @@ def draft(version: Version, remote: Remote | None, request: Request, endpoint: s
         message=request.message or _message(version),
         files=(*_planned(files, remote), *_removed(version, files, there)),
         findings=lint(version, card, public=private is False),
-        notes=tuple(_notes(request, there)),
+        notes=() if is_new else tuple(_notes(request, there)),
     )
     return Draft(plan, files)
 
@@ -183,6 +190,7 @@ def _removed(version: Version, files: Mapping[str, Outgoing], remote: Remote) ->
 
 
 def _notes(request: Request, there: Remote) -> list[str]:
+    """Of a repository that was there before."""
     if there.exists and there.private is False:
         return [f"{request.repo} is public already: everybody will see what is pushed"]
     if there.exists and there.private and request.public:

@@ -20,6 +20,7 @@ _MAX_PATH = 1_000
 _MAX_PART = 255
 HUB = "hub:"
 MAIN = "main"
+NOTHING_ADDED = "nothing was added"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,10 @@ def resolve(spec: Spec, revision: str | None) -> str:
         return revision
     doing = f"looking up {spec.repository}"
     api = network.client(doing)
-    with pull_guard.watching(), network.named_errors(doing, repo=spec.repository):
+    with (
+        pull_guard.watching(),
+        network.named_errors(doing, repo=spec.repository, safe=NOTHING_ADDED),
+    ):
         info = _understood(lambda: api.model_info(spec.repository, revision=revision or MAIN), spec)
     commit = getattr(info, "sha", None)
     if not isinstance(commit, str) or not is_commit(commit):
@@ -121,7 +125,7 @@ def ask(spec: Spec, commit: str, on_list: Callable[[int], None] | None = None) -
     api = network.client(doing)
     with (
         pull_guard.watching(requests=MAX_PAGES),
-        network.named_errors(doing, repo=spec.repository),
+        network.named_errors(doing, repo=spec.repository, safe=NOTHING_ADDED),
     ):
         tree = api.list_repo_tree(spec.repository, recursive=True, revision=commit)
         found = _understood(lambda: list(_limited(tree, spec, on_list)), spec)

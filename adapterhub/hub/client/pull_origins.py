@@ -68,6 +68,6 @@ def _origins(store: Store, name: str) -> Iterator[tuple[Mapping[str, Any], str]]
 def _shown(origins: list[Mapping[str, Any]]) -> str:
     last = origins[0] if origins else {}
     if "hub" in last:
-        at = f" of {last['endpoint']}" if "endpoint" in last else ""
+        at = f" of {last.get('endpoint', 'the hub that this home serves')}"
         return f"{last['hub']}/{last.get('subfolder', '')}".rstrip("/") + at
     return str(last.get("path", "elsewhere"))

@@ -12,7 +12,15 @@ from adapterhub.errors import AdapterHubError, AlreadyExists
 from adapterhub.hub.client import network, pull_finding, pull_sidecar
 from adapterhub.hub.client.pull_fetching import Fetcher, Progress, staged
 from adapterhub.hub.client.pull_finding import Found
-from adapterhub.hub.client.pull_listing import Listing, Spec, ask, parse, refuse_twins, resolve
+from adapterhub.hub.client.pull_listing import (
+    MAIN,
+    Listing,
+    Spec,
+    ask,
+    parse,
+    refuse_twins,
+    resolve,
+)
 from adapterhub.hub.client.pull_origins import Origin, refuse_other, version_from
 from adapterhub.hub.client.pull_records import (
     Records,
@@ -134,10 +142,12 @@ class _Pull:
         self.spec = spec
         self.options = options
         self.records = Records(registry.home, spec)
+        self.follows = False  # whether the card goes along: with main, not with an older revision
 
     def run(
         self, revision: str | None, on_plan: OnPlan, on_list: Progress | None
     ) -> tuple[Pulled, ...]:
+        self.follows = revision in (None, MAIN)
         commit = self._commit(revision)
         if (known := self._known_without_list(commit)) is not None:
             return (known,)
@@ -293,7 +303,9 @@ class _Pull:
             reading = loading.read(inside, self.options.allow_pickle)
             adapter = inspection.require(reading)
             notes = pull_sidecar.check(place, reading, adapter, origin.shown)
-            request = Request(name, self.options.tags, origin=origin.fields)
+            request = Request(
+                name, self.options.tags, origin=origin.fields, follow_card=self.follows
+            )
             added = adding.add(self.store, reading, request, None, before)
         return replace(added, notes=(*added.notes, *notes))
 

@@ -132,7 +132,7 @@ def push(
     creates = made.plan.creates
     if creates is not None:
         remote = _created(api, found, request, remote)
-        made = draft(found, remote, request, network.host())
+        made = draft(found, remote, request, network.host(), is_new=creates == "repository")
         _check(made.plan)
     if made.is_empty:
         return _result(made.plan, creates, "unchanged", remote.commit)
@@ -203,10 +203,11 @@ def _check(plan: PushPlan) -> None:
     """Raises InvalidAdapter where a finding speaks against the plan."""
     if not plan.errors:
         return
+    several = len(plan.errors) > 1
     raise InvalidAdapter(
         f"{plan.version} is not pushed to {plan.repo}, and nothing was sent",
-        details=[finding.sentence() for finding in plan.errors],
-        remedy=plan.errors[0].remedy,
+        details=[each.sentence() if several else each.message for each in plan.errors],
+        remedy="mend each of these, and push again" if several else plan.errors[0].remedy,
     )
 
 

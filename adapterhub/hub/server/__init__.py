@@ -1,9 +1,11 @@
 """The server: routes over `hub.state` and `hub.xet`, speaking the Hub's protocol.
 
     serving.py      the process: its socket, start and end
+    connections.py  which of them end, so that there is room for others
     app.py          ASGI: route, call, errors; exchange.py watches one request and its answer
     routing.py      templates over raw paths; routes.py: all of them, in order
     call.py         one request: who asks, for what; signin.py: the Authorization header
+    bodies.py       what it sends; load.py: what it waits for, that others may go on meanwhile
     service.py      what all handlers share
     replies.py      JSON, error headers, paging; logs.py, metrics.py, status.py: what is observed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import traceback
 from collections.abc import Iterable
 
 from starlette.requests import ClientDisconnect, Request
@@ -71,8 +72,20 @@ class App:
         response = replies.of_error(error)
         if response.status_code >= 500:
             logs.failure("error", error, id=exchange.id, route=exchange.template)
-        exchange.notes["error"] = error.message[:500]
+        exchange.notes["error"] = logs.untold(error.message[:500])
+        _forget_locals(error)
         return response
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """An error and the functions that it went through keep each other alive for a while, and with
+    them a body of 64 MiB.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # one may be its own cause
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _nothing_there(method: str, allowed: tuple[str, ...]) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
@@ -12,8 +12,8 @@ from starlette.requests import Request
 
 from adapterhub import strictjson
 from adapterhub.errors import InvalidOption
-from adapterhub.hub.server import signin
-from adapterhub.hub.state.errors import RepoNotFound, TooLarge
+from adapterhub.hub.server import bodies, signin
+from adapterhub.hub.state.errors import RepoNotFound
 from adapterhub.hub.state.model import Caller
 from adapterhub.hub.state.names import RepoId, parse_id
 from adapterhub.hub.state.repositories import Repository
@@ -32,7 +32,7 @@ KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 @dataclass
 class Call:
     """`params` come from the route's template, unquoted. Handlers run on the event loop: whatever
-    reads a disk or the database goes through `thread`.
+    reads a disk or the database goes through `thread`, or `change`, or `heavy`.
     """
 
     service: Service
@@ -44,6 +44,16 @@ class Call:
 
     async def thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await run_in_threadpool(function, *args, **kwargs)
+
+    async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `thread`, for what changes hub.db: it waits in line, and not in a thread."""
+        async with self.service.load.writing:
+            return await run_in_threadpool(function, *args, **kwargs)
+
+    async def heavy(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `thread`, for what keeps a core busy: only few of these run at a time."""
+        async with self.service.load.heavy:
+            return await run_in_threadpool(function, *args, **kwargs)
 
     # --- who asks, and for which repository
 
@@ -143,25 +153,20 @@ class Call:
         return self.service.url(self.request)
 
     async def body(self, limit: int = JSON_LIMIT) -> bytes:
-        """All of it. Raises TooLarge beyond `limit` bytes."""
-        data = bytearray()
-        async for piece in self.request.stream():
-            data += piece
-            if len(data) > limit:
-                raise TooLarge(
-                    f"the request has more than {limit} bytes", remedy="send less at once"
-                )
-        return bytes(data)
+        """All of it. Raises TooLarge beyond `limit` bytes, Stalled."""
+        async with bodies.spooled(self, limit) as (file, _):
+            return await self.thread(file.read)
 
     async def json(self, limit: int = JSON_LIMIT) -> dict[str, Any]:
-        """The body, a JSON object; an empty body is an empty object. Raises InvalidOption."""
-        data = await self.body(limit)
-        try:
-            document = strictjson.loads(data) if data.strip() else {}
-        except ValueError as error:
-            raise InvalidOption(
-                f"the body is not JSON: {error}", remedy="send a JSON object"
-            ) from error
+        """The body, a JSON object; an empty body is an empty object. Raises InvalidOption.
+
+        Parsing a large one takes seconds and a lot of memory, so few are parsed at a time.
+        """
+        async with bodies.spooled(self, limit) as (file, size):
+            if size <= bodies.SMALL:
+                document = _document(file)
+            else:
+                document = await self.heavy(_document, file)
         if document is None:  # clients without anything to say send `null`
             return {}
         if not isinstance(document, dict):
@@ -177,3 +182,13 @@ class Call:
             raise InvalidOption(
                 f"the body is no form: {error}", remedy=f"send at most {FORM_FIELDS} fields"
             ) from error
+
+
+def _document(file: IO[bytes]) -> Any:
+    data = file.read()
+    try:
+        return strictjson.loads(data) if data.strip() else {}
+    except ValueError as error:
+        raise InvalidOption(
+            f"the body is not JSON: {error}", remedy="send a JSON object"
+        ) from error

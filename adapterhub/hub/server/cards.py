@@ -64,9 +64,8 @@ def _are_words(value: Any) -> bool:
 
 def _tidy(front: Mapping[Any, Any]) -> dict[str, Any]:
     """JSON values only, and of the types that clients rely on."""
-    plain: dict[str, Any] = {
-        str(key): _plain(value) for key, value in front.items() if str(key) not in _REFUSED
-    }
+    plain: dict[str, Any] = _plain(front)
+    plain = {key: value for key, value in plain.items() if key not in _REFUSED}
     if "tags" in plain:
         plain["tags"] = words(plain["tags"])
     return plain
@@ -74,10 +73,12 @@ def _tidy(front: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(_plain(key)): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and abs(value) >= 2**63:  # Python refuses to spell the longest ones
         return None
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()

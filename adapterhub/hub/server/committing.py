@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import Response
 
 from adapterhub.errors import AdapterHubError
-from adapterhub.hub.server import replies, uploads
+from adapterhub.hub.server import bodies, replies
 from adapterhub.hub.server.call import Call
 from adapterhub.hub.server.commitbody import MOST_BYTES, CommitBody
 from adapterhub.hub.server.patterns import (
@@ -142,7 +142,7 @@ async def commit(call: Call) -> Response:
     store = call.service.registry.store
     body = CommitBody(store, call.hub.limits)
     try:
-        await uploads.receive(call, body.feed, MOST_BYTES)
+        await bodies.receive(call, body.feed, MOST_BYTES)
         request = await call.thread(body.finish)
     finally:
         await call.thread(body.close)
@@ -152,7 +152,7 @@ async def commit(call: Call) -> Response:
             call.hub.contents.deliver_all(repository, body.digests)
             return _committed(call, repository, request, author)
 
-    made = await call.thread(carry_out)
+    made = await call.change(carry_out)
     await call.moved()
     return replies.as_json(_answer(call, repository, made))
 
@@ -191,7 +191,7 @@ async def duplicate(call: Call) -> Response:
     id = parse_id(target.get("name"), target.get("type") or "model")
     caller = await call.signed_in("a copy")
     into = await call.thread(call.hub.access.write, caller, id)
-    failed = await call.thread(_share, call, source, into, files)
+    failed = await call.change(_share, call, source, into, files)
     return replies.as_json({"failed": failed})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterable, Iterator
 
 from adapterhub.hub.state.trees import File, Node
@@ -10,6 +11,7 @@ from adapterhub.store import Store
 
 _TEXT_BYTES = 64 * 1024
 _DIFF_CHARACTERS = 512 * 1024
+_DIFF_SECONDS = 3.0  # one file takes a third of a second where its lines were chosen for that
 _NULL = "0" * 40
 _NO_NEWLINE = "\n\\ No newline at end of file\n"
 
@@ -17,7 +19,7 @@ _NO_NEWLINE = "\n\\ No newline at end of file\n"
 def unified(store: Store, changes: Iterable[tuple[str, Node | None, Node | None]]) -> str:
     """`changes`: path, what was there, what is. Ends with a note where it grows too long."""
     parts: list[str] = []
-    length = 0
+    length, until = 0, time.monotonic() + _DIFF_SECONDS
     for path, before, after in changes:
         old = before if isinstance(before, File) else None
         new = after if isinstance(after, File) else None
@@ -25,7 +27,7 @@ def unified(store: Store, changes: Iterable[tuple[str, Node | None, Node | None]
             continue
         part = "".join(_lines(store, path, old, new))
         length += len(part)
-        if length > _DIFF_CHARACTERS:
+        if length > _DIFF_CHARACTERS or time.monotonic() > until:
             return "".join([*parts, "# the diff is longer than what is shown here\n"])
         parts.append(part)
     return "".join(parts)

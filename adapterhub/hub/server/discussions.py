@@ -47,7 +47,7 @@ async def create(call: Call) -> Response:
         raise NotSupported("this hub has pull requests and no discussions", remedy="open one")
     title, description = _text(said, "title"), _text(said, "description")
     author = (await call.who()).name
-    pull = await call.thread(
+    pull = await call.change(
         call.hub.open_pull, repository, title.strip() or _DEFAULT_TITLE, description, author
     )
     answer = {
@@ -61,7 +61,7 @@ async def create(call: Call) -> Response:
 async def details(call: Call) -> Response:
     repository = await call.readable()  # a diff is content
     number = _number(call)
-    return replies.as_json(await call.thread(_details, call, repository, number))
+    return replies.as_json(await call.heavy(_details, call, repository, number))
 
 
 def _details(call: Call, repository: Repository, number: int) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _author(pull: Pull) -> dict[str, str]:
 async def change_status(call: Call) -> Response:
     repository = await call.writable()
     status = _text(await call.json(), "status")
-    pull = await call.thread(call.hub.pulls.set_status, repository, _number(call), status)
+    pull = await call.change(call.hub.pulls.set_status, repository, _number(call), status)
     return replies.as_json({"newStatus": _event(pull, "status-change", {"status": status}, 1)})
 
 
@@ -133,7 +133,7 @@ async def rename(call: Call) -> Response:
     repository = await call.writable()
     number, title = _number(call), _text(await call.json(), "title")
     before = await call.thread(call.hub.pulls.get, repository, number)
-    pull = await call.thread(call.hub.pulls.rename, repository, number, title)
+    pull = await call.change(call.hub.pulls.rename, repository, number, title)
     data = {"from": before.title, "to": pull.title}
     return replies.as_json({"newTitle": _event(pull, "title-change", data, 1)})
 
@@ -141,7 +141,7 @@ async def rename(call: Call) -> Response:
 async def merge(call: Call) -> Response:
     repository = await call.writable()
     author = (await call.who()).name
-    made = await call.thread(call.hub.merge, repository, _number(call), author)
+    made = await call.change(call.hub.merge, repository, _number(call), author)
     await call.moved()
     return replies.as_json({"commitOid": made.id, "success": True})
 

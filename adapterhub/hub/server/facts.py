@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from adapterhub import strictjson
@@ -23,12 +25,16 @@ _PIPELINES = {
 _SUFFIXES = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx"}
 _CONFIG_KEYS = ("architectures", "model_type")
 _PEFT_KEYS = ("peft_type", "base_model_name_or_path", "revision", "task_type")
+MOST_TAGS, MOST_BASES, LONGEST = 500, 50, 200
 _TAGGED = {"license": "license", "datasets": "dataset"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All of it is JSON. `relation`: adapter, merge, finetune …, where `bases` has any."""
+    """All of it is JSON, and small whatever the files are: thousands of these make up a listing.
+
+    `relation`: adapter, merge, finetune …, where `bases` has any.
+    """
 
     card: dict[str, Any]
     config: dict[str, Any]
@@ -67,13 +73,24 @@ def _joined(
     tags += base_tags(bases, relation)
     languages = cards.words(card.get("language"))
     tags += languages if kind == "model" else [f"language:{each}" for each in languages]
-    small = {key: config[key] for key in _CONFIG_KEYS if key in config}
+    small: dict[str, Any] = {key: _short(config[key]) for key in _CONFIG_KEYS if key in config}
     tags += cards.words(small.get("model_type"))
     if peft:
-        small["peft"] = {key: peft.get(key) for key in _PEFT_KEYS}
-    return Facts(
-        card, small, tuple(dict.fromkeys(filter(None, tags))), library, pipeline, bases, relation
-    )
+        small["peft"] = {key: _short(peft.get(key)) for key in _PEFT_KEYS}
+    return Facts(card, small, tuple(labels(tags)), library, pipeline, bases, relation)
+
+
+def labels(tags: Iterable[str]) -> list[str]:
+    """Different ones, neither long nor many."""
+    fitting = (tag for tag in tags if 0 < len(tag) <= LONGEST)
+    return list(islice(dict.fromkeys(fitting), MOST_TAGS))
+
+
+def _short(value: Any) -> Any:
+    """A text or some texts; None for what is longer, and for anything else."""
+    if isinstance(value, list):
+        return [each for each in map(_short, value[:MOST_BASES]) if isinstance(each, str)]
+    return value if isinstance(value, str) and len(value) <= LONGEST else None
 
 
 def base_tags(bases: tuple[str, ...], relation: str | None) -> list[str]:
@@ -85,7 +102,7 @@ def base_tags(bases: tuple[str, ...], relation: str | None) -> list[str]:
 def _bases(card: dict[str, Any], peft: dict[str, Any]) -> list[str]:
     """Of the card, else of PEFT's config, which often names a path; paths are no bases."""
     said = cards.words(card.get("base_model")) or cards.words(peft.get("base_model_name_or_path"))
-    return [base for base in said if cards.HUB_ID.fullmatch(base)]
+    return [base for base in said if cards.HUB_ID.fullmatch(base)][:MOST_BASES]
 
 
 def _relation(card: dict[str, Any], bases: tuple[str, ...], adapter: bool) -> str:
@@ -108,7 +125,7 @@ def _formats(names: list[str]) -> list[str]:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if isinstance(value, str) and 0 < len(value) <= LONGEST else None
 
 
 def _content(hub: Hub, store: Store, repository: Repository, commit: str, path: str) -> bytes:

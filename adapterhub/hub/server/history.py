@@ -80,13 +80,13 @@ async def create_branch(call: Call) -> Response:
     repository = await call.writable()
     said = await call.json()
     start = _text(said, "startingPoint")
-    await call.thread(call.hub.refs.create_branch, repository, call.params["branch"], start or None)
+    await call.change(call.hub.refs.create_branch, repository, call.params["branch"], start or None)
     return replies.as_json({})
 
 
 async def delete_branch(call: Call) -> Response:
     repository = await call.writable()
-    await call.thread(call.hub.refs.delete_branch, repository, call.params["branch"])
+    await call.change(call.hub.refs.delete_branch, repository, call.params["branch"])
     return replies.as_json({})
 
 
@@ -94,13 +94,13 @@ async def create_tag(call: Call) -> Response:
     repository = await call.writable()
     said = await call.json()
     name, message = _text(said, "tag"), _text(said, "message")
-    await call.thread(call.hub.refs.create_tag, repository, name, call.rev, message)
+    await call.change(call.hub.refs.create_tag, repository, name, call.rev, message)
     return replies.as_json({})
 
 
 async def delete_tag(call: Call) -> Response:
     repository = await call.writable()
-    await call.thread(call.hub.refs.delete_tag, repository, call.rev)
+    await call.change(call.hub.refs.delete_tag, repository, call.rev)
     return replies.as_json({})
 
 
@@ -109,7 +109,7 @@ async def squash(call: Call) -> Response:
     said = await call.json()
     title = _text(said, "message") or f"Super-squash branch '{call.rev}'"
     author = (await call.who()).name
-    made = await call.thread(call.hub.squash, repository, call.rev, title, author)
+    made = await call.change(call.hub.squash, repository, call.rev, title, author)
     await call.moved()
     return replies.as_json({"commitOid": made.id})
 

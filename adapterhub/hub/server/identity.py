@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from adapterhub.hub.server import cards, replies
-from adapterhub.hub.server.call import JSON_LIMIT, Call
+from adapterhub.hub.server.call import Call
 from adapterhub.hub.server.routing import Route
 from adapterhub.hub.state.model import ALL, Caller, Token
 
@@ -61,8 +61,8 @@ async def auth_check_write(call: Call) -> Response:
 
 async def validate_yaml(call: Call) -> Response:
     """Clients ask before they upload a README.md; 400 keeps it from being uploaded."""
-    said = await call.json(2 * JSON_LIMIT)
-    errors, warnings = await call.thread(cards.validate, str(said.get("content", "")))
+    said = await call.json()
+    errors, warnings = await call.heavy(cards.validate, str(said.get("content", "")))
     body = {
         "errors": [{"message": text} for text in errors],
         "warnings": [{"message": text} for text in warnings],

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.hub.server import facts, infos, logs, takeover
-from adapterhub.hub.state.errors import RepoNotFound
+from adapterhub.hub.state.errors import RepoNotFound, RevisionNotFound
 from adapterhub.hub.state.repositories import Repository
 from adapterhub.hub.state.state import Hub
 from adapterhub.registry import Registry
@@ -28,7 +30,8 @@ class Indexer:
         self._state = threading.Condition()
         self._asked = self._done = 0  # how often it was told, and up to which of these it has seen
         self._closing = False
-        self._working = threading.Lock()  # one repository at a time, whoever works on it
+        self._names = threading.Lock()  # held for moments: nobody waits for a large adapter
+        self._at: int | None = None  # the key of the repository in work
         self._broken: set[tuple[int, str]] = set()  # not tried again before the next start
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
 
@@ -73,7 +76,8 @@ class Indexer:
                 return
             if (repository.key, commit) in self._broken:
                 continue
-            if not self._guarded(str(repository.id), partial(self._index, repository, commit)):
+            work = partial(self._index_if_there, repository, commit)
+            if not self._guarded(str(repository.id), work):
                 self._broken.add((repository.key, commit))
 
     def _guarded(self, what: str, work: Callable[[], None]) -> bool:
@@ -84,16 +88,26 @@ class Indexer:
             return False
         return True
 
+    def _index_if_there(self, repository: Repository, commit: str) -> None:
+        with suppress(RepoNotFound, RevisionNotFound):  # since it was listed
+            self._index(repository, commit)
+
     def _index(self, repository: Repository, commit: str) -> None:
-        with self._working:
+        with self._names:
             repository = self._hub.repositories.again(repository)  # it may have been moved
+            self._at = repository.key
+        info = dict(repository.info)
+        try:
             said = facts.gather(self._hub, self._registry.store, repository, commit)
             found: dict[str, Any] = {"adapters": [], "problems": []}
             if repository.id.kind == "model":
                 found = takeover.take(self._registry, self._hub, repository, commit)
             info = infos.as_info(said, found)
             self._hub.repositories.mark_indexed(repository, commit, labels=info["tags"], info=info)
-            self._forget_if_gone(repository, info)
+        finally:
+            with self._names:
+                self._at = None
+            self._settle(replace(repository, info=info))
         logs.event(
             logging.INFO,
             "indexed",
@@ -103,30 +117,39 @@ class Indexer:
             problems=found["problems"] or None,
         )
 
-    def _forget_if_gone(self, repository: Repository, info: dict[str, Any]) -> None:
-        try:
-            self._hub.repositories.again(repository)
-        except RepoNotFound:  # deleted while its adapters were added
-            self._remove(takeover.names(info))
+    def _settle(self, repository: Repository) -> None:
+        """Does what `forget` or `follow` left to us, since they came meanwhile."""
+        with self._names:
+            try:
+                now = self._hub.repositories.again(repository)
+            except RepoNotFound:
+                self._remove(repository)
+            else:
+                if now.id != repository.id:
+                    self._rename(now)
 
     def forget(self, repository: Repository) -> None:
         """Takes the names of a deleted repository out of the registry; `rollback` undoes it."""
-        with self._working:
-            self._remove(takeover.names(repository.info))
+        with self._names:
+            if self._at != repository.key:
+                self._remove(repository)
 
-    def _remove(self, names: list[str]) -> None:
-        for name in names:
+    def _remove(self, repository: Repository) -> None:
+        for name in takeover.names(repository.info):
             try:
-                takeover.remove(self._registry, name)
+                if takeover.ours(self._registry.store, self._hub, repository, name):
+                    takeover.remove(self._registry, name)
             except AdapterHubError as error:
                 logs.failure("index", error, name=name)
 
     def follow(self, repository: Repository) -> None:
         """Renames in the registry what a moved repository has there."""
-        with self._working:
+        with self._names:
             now = self._hub.repositories.again(repository)
-            if now.indexed is None:
-                return
-            info = takeover.renamed(self._registry, now.info, now.id)
-            labels = info.get("tags", [])
-            self._hub.repositories.mark_indexed(now, now.indexed, labels=labels, info=info)
+            if self._at != now.key and now.indexed is not None:
+                self._rename(now)
+
+    def _rename(self, now: Repository) -> None:
+        info = takeover.renamed(self._registry, self._hub, now)
+        labels, commit = info.get("tags", []), str(now.indexed)
+        self._hub.repositories.mark_indexed(now, commit, labels=labels, info=info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from adapterhub.hub.state.repositories import Repository
 from adapterhub.hub.state.trees import File
 
 _PAGE = 10_000
+_CARD_CHARACTERS = 8000
 OWN = "adapterhub"  # our own field: what the registry made of the repository
 LISTED = (
     *("author", "createdAt", "lastModified", "private", "gated", "disabled", "downloads", "likes"),
@@ -40,7 +42,8 @@ def _described(
     commit = call.hub.commit_of(repository, call.rev)
     said = facts.gather(call.hub, call.service.registry.store, repository, commit.id)
     indexed = repository.info if repository.indexed == commit.id else {}
-    values = basics(repository, commit.id) | card_fields(as_info(said, indexed))
+    values = basics(repository, commit.id)
+    values |= card_fields(as_info(said, indexed) | {"card": said.card})
     if call.params.get("rev"):
         values["lastModified"] = replies.stamp(commit.created)
     if "siblings" in fields:
@@ -81,9 +84,9 @@ def as_info(said: Facts, indexed: Mapping[str, Any]) -> dict[str, Any]:
     adapters = indexed.get("adapters", [])
     tags = [*said.tags, *(tag for each in adapters for tag in each.get("tags", ()))]
     return {
-        "card": said.card,
+        "card": _listed_card(said.card),
         "config": said.config,
-        "tags": list(dict.fromkeys(tags)),
+        "tags": facts.labels(tags),
         "library": said.library or ("peft" if adapters else None),
         "pipeline": said.pipeline,
         "bases": list(said.bases),
@@ -91,6 +94,18 @@ def as_info(said: Facts, indexed: Mapping[str, Any]) -> dict[str, Any]:
         "adapters": adapters,
         "problems": indexed.get("problems", []),
     }
+
+
+def _listed_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A listing has a thousand of these; who wants all of a card asks for the repository."""
+    sizes = {key: len(key) + len(json.dumps(value)) for key, value in card.items()}
+    kept, total = {}, 0
+    for key in sorted(sizes, key=lambda each: sizes[each]):
+        total += sizes[key]
+        if total > _CARD_CHARACTERS:
+            break
+        kept[key] = card[key]
+    return {key: card[key] for key in card if key in kept}
 
 
 def card_fields(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from adapterhub.hub.server import replies, uploads
+from adapterhub.hub.server import bodies, replies, uploads
 from adapterhub.hub.server.call import Call
 from adapterhub.hub.server.parts import Upload
 from adapterhub.hub.server.routing import Route
@@ -157,7 +157,7 @@ async def put_file(call: Call) -> Response:
     uploads.check_length(call, size)
     store = call.service.registry.store
     async with uploads.arriving(call, store) as blob:
-        found = await uploads.receive(call, blob.write, size)
+        found = await bodies.receive(call, blob.write, size)
         if found != size:
             raise uploads.wrong_size(found, size)
         if blob.digest != expected:
@@ -167,7 +167,7 @@ async def put_file(call: Call) -> Response:
             with store.writing():
                 call.hub.contents.deliver(repository, blob.commit())
 
-        await call.thread(keep)
+        await call.change(keep)
     return Response(status_code=200, headers={"ETag": f'"{claims["oid"]}"'})
 
 

@@ -18,6 +18,7 @@ from adapterhub.hub.state.names import KINDS
 from adapterhub.hub.state.repositories import Repository
 
 _LIMIT = 1000
+_MOST_WORDS = 50
 _SORTS = {
     "": "updated",
     "lastModified": "updated",
@@ -48,13 +49,18 @@ async def models(call: Call) -> Response:
 
 def _page(call: Call, caller: Caller, limit: int) -> list[Repository]:
     order, ascending = _order(call)
+    search, labels = call.query("search"), _labels(call)
+    if (count := len(search.split()) + len(labels)) > _MOST_WORDS:
+        raise InvalidRequest(
+            f"{count} words and filters; at most {_MOST_WORDS} are taken", remedy="ask for less"
+        )
     return list(
         call.hub.access.list(
             caller,
             kind=call.kind,
             namespace=call.query("author") or None,
-            search=call.query("search"),
-            labels=_labels(call),
+            search=search,
+            labels=labels,
             gated=_gated(call),
             order=order,
             ascending=ascending,

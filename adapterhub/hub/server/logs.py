@@ -40,6 +40,11 @@ def _printable(text: str) -> str:
     return "".join(c if 32 < ord(c) < 127 else quote_plus(c) for c in text)
 
 
+def untold(text: str) -> str:
+    """A message without what looks like a token; clients put them into the oddest places."""
+    return _TOKENISH.sub("***", text)
+
+
 def event(level: int, what: str, **fields: Any) -> None:
     """One line: time, level, event, and the fields that are not None."""
     LOGGER.log(level, what, extra={"fields": {k: v for k, v in fields.items() if v is not None}})

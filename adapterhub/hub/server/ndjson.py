@@ -15,6 +15,7 @@ from adapterhub.hub.state.errors import InvalidRequest, TooLarge
 
 LONG = 512 * 1024
 MOST_HELD = 1024 * 1024
+MOST_EMPTY = 1000
 PLACEHOLDER = "\0long string"
 _MARK = b"\\u0000long string"
 _OUTSIDE = re.compile(rb'["\n]')
@@ -71,6 +72,7 @@ class Lines:
         self._held = bytearray()
         self._string_at = -1  # where in `_held` the string begins that we are in, or -1
         self._in_long = self._had_long = self._escaped = False
+        self._empty = 0
 
     def feed(self, data: bytes) -> None:
         at = 0
@@ -142,3 +144,9 @@ class Lines:
         self._string_at, self._had_long = -1, False
         if text:
             self._line(text)
+        else:  # a thousand million of them would keep a core busy for an hour
+            self._empty += 1
+            if self._empty > MOST_EMPTY:
+                raise InvalidRequest(
+                    f"the commit has more than {MOST_EMPTY} empty lines", remedy="send none"
+                )

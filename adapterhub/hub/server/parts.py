@@ -15,7 +15,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from adapterhub.errors import NotFound, StoreError
-from adapterhub.hub.server import uploads
+from adapterhub.hub.server import bodies, uploads
 from adapterhub.hub.server.call import Call
 from adapterhub.hub.state.errors import Conflict, InvalidRequest
 from adapterhub.store import Arriving, Store
@@ -100,7 +100,7 @@ class Assembly:
     _completing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def put(self, call: Call, number: int) -> None:
-        """Takes a part from the body. Raises what `uploads.receive` does, InvalidRequest for
+        """Takes a part from the body. Raises what `bodies.receive` does, InvalidRequest for
         another length, Conflict when the same part begins to arrive once more meanwhile.
         """
         length = self.upload.length(number)
@@ -116,7 +116,7 @@ class Assembly:
                     self._opened().write_at(place, piece)
             place += len(piece)
 
-        size = await uploads.receive(call, write, length)
+        size = await bodies.receive(call, write, length)
         if size != length:
             raise uploads.wrong_size(size, length)
         await call.thread(self._add, number, turn)
@@ -140,10 +140,10 @@ class Assembly:
             if self._hashing is not None:
                 await self._hashing
             self.over = True
-            await call.thread(self._finish, deliver)
+            await call.change(self._finish, deliver)
 
     async def close(self, call: Call) -> None:
-        await uploads.settled(self._hashing)
+        await bodies.settled(self._hashing)
         await call.thread(self._stack.close)
 
     def _opened(self) -> Arriving:

@@ -42,7 +42,8 @@ _STATUS: tuple[tuple[type[AdapterHubError], int], ...] = (
 
 
 def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    body = text.encode("utf-8", "replace")  # half a character in one row must not cost all others
     return Response(body, status, headers, media_type="application/json")
 
 

@@ -35,7 +35,7 @@ async def create(call: Call) -> Response:
     body = {"url": web_url(call, id), "name": str(id)}
     private = _privacy(said)
     try:
-        made = await call.thread(call.hub.create, id, private=private is not False)
+        made = await call.change(call.hub.create, id, private=private is not False)
     except Conflict as error:  # `exist_ok` reads the url of what is there
         return replies.of_error(error, body)
     call.notes["repository"] = str(made.id)
@@ -46,9 +46,10 @@ async def delete(call: Call) -> Response:
     caller = await call.who()
     id = _named(await call.json(), caller)
     repository = await _write(call, caller, id)
-    await call.thread(call.hub.repositories.delete, repository)
+    last = await call.change(call.hub.repositories.delete, repository)
     call.notes["repository"] = str(id)
-    await call.thread(call.service.indexer.forget, repository)
+    async with call.service.load.following:
+        await call.thread(call.service.indexer.forget, last)
     await call.thread(call.service.transfers.xorbs.forget, str(repository.key))
     return replies.as_json({})
 
@@ -60,9 +61,10 @@ async def move(call: Call) -> Response:
     old, new = parse_id(said.get("fromRepo"), kind), _checked(parse_id(said.get("toRepo"), kind))
     repository = await _write(call, caller, old)
     await call.thread(call.hub.access.create, caller, new)
-    moved = await call.thread(call.hub.repositories.move, repository, new)
+    moved = await call.change(call.hub.repositories.move, repository, new)
     call.notes["repository"] = f"{old} > {new}"
-    await call.thread(call.service.indexer.follow, moved)
+    async with call.service.load.following:
+        await call.thread(call.service.indexer.follow, moved)
     return replies.as_json({"url": web_url(call, new)})
 
 
@@ -72,7 +74,7 @@ async def configure(call: Call) -> Response:
     gated = said.get("gated")
     if gated not in (None, False, "auto", "manual"):
         raise InvalidRequest(f"gated is {str(gated)[:40]!a}", remedy="false, auto or manual")
-    now = await call.thread(
+    now = await call.change(
         call.hub.repositories.configure,
         repository,
         private=_privacy(said),

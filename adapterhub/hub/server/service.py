@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from adapterhub.hub.server.indexing import Indexer
+from adapterhub.hub.server.load import Load
 from adapterhub.hub.server.metrics import Metrics
 from adapterhub.hub.server.transfers import Transfers
+from adapterhub.hub.state.limits import Limits
 from adapterhub.hub.state.state import Hub
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Settings:
     url: str = ""
     behind_proxy: bool = False
     public_read: bool = True
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Service:
     settings: Settings
     indexer: Indexer
     metrics: Metrics = field(default_factory=Metrics)
+    load: Load = field(default_factory=Load)
     transfers: Transfers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +57,7 @@ class Service:
     @classmethod
     def opened(cls, registry: Registry, settings: Settings) -> Service:
         """Over the registry's own store; hub.db is made where it does not exist."""
-        hub = Hub(registry.store, public_read=settings.public_read)
+        hub = Hub(registry.store, settings.limits, public_read=settings.public_read)
         service = cls(registry, hub, settings, Indexer(registry, hub))
         service.indexer.start()
         return service

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adapterhub.errors import InvalidOption, MissingExtra
 from adapterhub.hub.server.logs import LEVELS
+from adapterhub.hub.state.limits import Limits
 
 if TYPE_CHECKING:
     from adapterhub.hub.server.app import App
@@ -34,6 +35,7 @@ class Options:
 
     `public_read`: other machines, too, read public repositories without a token. On loopback
     anybody does. `grace`: seconds that running requests have when the server is told to stop.
+    `limits`: how much a repository takes.
     """
 
     host: str = "127.0.0.1"
@@ -43,15 +45,20 @@ class Options:
     behind_proxy: bool = False
     log_level: str = "info"
     grace: int = 20
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
-            raise InvalidOption(f"port {self.port}", remedy="give one of 0 to 65535")
+            raise InvalidOption(f"there is no port {self.port}", remedy="--port N, of 0 to 65535")
         if self.log_level not in LEVELS:
-            raise InvalidOption(f"log level {self.log_level!r}", remedy=f"one of {LEVELS}")
+            raise InvalidOption(
+                f"there is no log level {self.log_level!a}", remedy=f"one of {', '.join(LEVELS)}"
+            )
         parts = urlsplit(self.url)
         if self.url and not (parts.scheme in ("http", "https") and parts.netloc):
-            raise InvalidOption(f"url {self.url!r}", remedy="give it as https://hub.example.org")
+            raise InvalidOption(
+                f"{self.url!a} is no address of a hub", remedy="--url https://hub.example.org"
+            )
 
 
 def serve(registry: Registry, options: Options, on_start: Callable[[str], None]) -> None:
@@ -68,7 +75,8 @@ def serve(registry: Registry, options: Options, on_start: Callable[[str], None])
 
     with listening(options.host, options.port) as listener:
         near = is_loopback(listener)
-        settings = Settings(options.url, options.behind_proxy, options.public_read or near)
+        public = options.public_read or near
+        settings = Settings(options.url, options.behind_proxy, public, options.limits)
         logs.configure(options.log_level)
         with Service.opened(registry, settings) as service:
             if not near:
@@ -146,10 +154,13 @@ def require_token(hub: Hub, host: str) -> None:
 def run(app: App, listener: socket.socket, grace: int) -> None:
     """Serves until it is told to stop; then requests have `grace` seconds to end."""
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from adapterhub.hub.server import connections
 
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=connections.protocol(H11Protocol, connections.room()),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -16,11 +16,16 @@ async def health(call: Call) -> Response:
 
 
 async def show_metrics(call: Call) -> Response:
-    """Without a token only where anonymous requests may read anything."""
+    """Without a token only where anonymous requests may read anything, and without the number of
+    repositories: private ones come and go with it.
+    """
+    caller = await call.who()
     if not call.service.settings.public_read:
         await call.signed_in("/metrics")
-    count = await call.thread(call.hub.repositories.count)
-    kept = {"repositories": ("Repositories of all kinds.", float(count))}
+    kept = {}
+    if caller.token is not None:
+        count = await call.thread(call.hub.repositories.count)
+        kept["repositories"] = ("Repositories of all kinds.", float(count))
     text = call.service.metrics.text(kept | metrics.memory())
     return replies.plain(text, "text/plain; version=0.0.4")
 

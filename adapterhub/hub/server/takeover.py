@@ -7,6 +7,7 @@ that came from elsewhere is never touched.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from adapterhub.registry import Registry, inspection, loading, runs
 from adapterhub.store import Store
 
 MOST_FILES = 5000
+MOST_ADAPTERS, MOST_PROBLEMS, LONGEST = 200, 20, 500
+MOST_SECONDS = 300  # then it is the next repository's turn
 _PAGE = 1000
 ORIGIN = ("hub", "commit", "subfolder")
 
@@ -42,9 +45,15 @@ def take(registry: Registry, hub: Hub, repository: Repository, commit: str) -> d
             _lay_out(registry.store, hub, repository, commit, root)
             found = list(runs.find(root))
         except AdapterHubError as error:
-            return {"adapters": [], "problems": [error.message]}
+            return {"adapters": [], "problems": [error.message[:LONGEST]]}
         taker = _Taker(registry, hub, repository, commit, root)
-        for path in found:
+        if len(found) > MOST_ADAPTERS:
+            problems.append(f"only the first {MOST_ADAPTERS} of {len(found)} adapters are taken")
+        until = time.monotonic() + MOST_SECONDS
+        for path in found[:MOST_ADAPTERS]:
+            if time.monotonic() > until:
+                problems.insert(0, f"not all of it was read, for that took over {MOST_SECONDS} s")
+                break
             try:
                 adapters.append(taker.take(path))
             except AdapterHubError as error:
@@ -53,7 +62,7 @@ def take(registry: Registry, hub: Hub, repository: Repository, commit: str) -> d
     for name in sorted(gone):
         if ours(registry.store, hub, repository, name):
             remove(registry, name)
-    return {"adapters": adapters, "problems": problems}
+    return {"adapters": adapters, "problems": problems[:MOST_PROBLEMS]}
 
 
 def names(info: Mapping[str, Any]) -> list[str]:
@@ -68,8 +77,12 @@ def remove(registry: Registry, name: str) -> None:
 
 
 def name_of(id: RepoId, subfolder: str) -> str:
+    """Only the folder is respelled: `ns_/x` must not come by a name of `ns/x`."""
     base = str(id).lower()
-    return runs.spelled(f"{base}--{subfolder.replace('/', '--')}") if subfolder else base
+    if not subfolder:
+        return base
+    folder = runs.spelled(subfolder.replace("/", "--"))
+    return f"{base}--{folder.replace('/', '--')}"
 
 
 def ours(store: Store, hub: Hub, repository: Repository, name: str) -> bool:
@@ -135,16 +148,13 @@ class _Taker:
             )
         self._refuse_foreign(name)
         origin = dict(zip(ORIGIN, (str(self._repository.id), self._commit, subfolder), strict=True))
-        added = self._registry.add(path, name=name, origin=origin)
+        added = self._registry.add(path, name=name, origin=origin, follow_card=True)
         return told | {"version": added.digest}
 
     def _refuse_foreign(self, name: str) -> None:
         store = self._registry.store
         if store.exists(name) and not ours(store, self._hub, self._repository, name):
-            raise AlreadyExists(
-                f"{name} in the registry came from elsewhere, and is left as it is",
-                remedy=f"adapterhub mv {name} OTHER, and push again",
-            )
+            raise _foreign(name)
 
     def _subfolder(self, path: Path) -> str:
         below = path.relative_to(self._root)
@@ -155,7 +165,15 @@ class _Taker:
         where = path.relative_to(self._root).as_posix()
         text = f"{error.message} ({error.remedy})" if error.remedy else error.message
         text = text.replace(str(path), where).replace(str(self._root), str(self._repository.id))
-        return text if where == "." else f"{where}: {text.removeprefix(f'{where}: ')}"
+        text = text if where == "." else f"{where}: {text.removeprefix(f'{where}: ')}"
+        return text[:LONGEST]
+
+
+def _foreign(name: str) -> AdapterHubError:
+    return AlreadyExists(
+        f"{name} in the registry came from elsewhere, and is left as it is",
+        remedy=f"adapterhub mv {name} OTHER, and push again",
+    )
 
 
 def described(reading: Reading) -> dict[str, Any]:
@@ -163,7 +181,7 @@ def described(reading: Reading) -> dict[str, Any]:
     adapter = reading.adapter
     if adapter is None:
         return {"method": reading.method, "rank": None, "base": None, "tags": []}
-    base = adapter.base.name
+    base = adapter.base.name[:LONGEST] if adapter.base.name else None
     bases = (base,) if base and cards.HUB_ID.fullmatch(base) else ()
     return {
         "method": adapter.method,
@@ -173,17 +191,21 @@ def described(reading: Reading) -> dict[str, Any]:
     }
 
 
-def renamed(registry: Registry, info: Mapping[str, Any], new: RepoId) -> dict[str, Any]:
+def renamed(registry: Registry, hub: Hub, repository: Repository) -> dict[str, Any]:
     """The info of a repository that has a new id, its names in the registry moved along.
 
-    A name that cannot be moved, where the new one is taken, stays; the info then says why.
+    A name that cannot be moved, where the new one is taken, stays; the info then says why. One that
+    somebody has taken over stays theirs.
     """
+    store, info = registry.store, repository.info
     adapters, problems = [], list(info.get("problems", ()))
     for each in info.get("adapters", ()):
-        name = name_of(new, each["subfolder"])
+        old, name = each["name"], name_of(repository.id, each["subfolder"])
         try:
-            if each["version"] and name != each["name"] and registry.store.exists(each["name"]):
-                registry.mv(each["name"], name)
+            if each["version"] and name != old and store.exists(old):
+                if not ours(store, hub, repository, old):
+                    raise _foreign(old)
+                registry.mv(old, name)
             adapters.append({**each, "name": name})
         except AdapterHubError as error:
             problems.append(error.message)

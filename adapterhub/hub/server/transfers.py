@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from adapterhub.hub.server.parts import Parts
 from adapterhub.hub.server.signing import Signer, load_key
@@ -20,7 +23,8 @@ class Transfers:
     signer: Signer
     parts: Parts
     xorbs: Xorbs
-    rebuilding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REBUILDERS))
+    _rebuilders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REBUILDERS))
+    _turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _tidied: float = -TIDY_SECONDS
 
     @classmethod
@@ -28,6 +32,13 @@ class Transfers:
         """Raises OutputError, StoreError."""
         folder = store.home / "hub"
         return cls(Signer(load_key(folder / "signing.key")), Parts(store), Xorbs(folder / "xet"))
+
+    @asynccontextmanager
+    async def rebuilding(self, namespace: str) -> AsyncIterator[None]:
+        """Waits until a shard may be rebuilt; one namespace does not take all the turns."""
+        turn = self._turns.setdefault(namespace, asyncio.Lock())
+        async with turn, self._rebuilders:
+            yield
 
     def tidy(self) -> None:
         """Once an hour: drops the xorbs of epochs that are over. Raises OutputError, StoreError."""

@@ -8,11 +8,11 @@ question whether a chunk is known elsewhere, grants, telemetry, tokens to read) 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import IO, Any
 
 from starlette.responses import Response
 
-from adapterhub.hub.server import replies, uploads
+from adapterhub.hub.server import bodies, replies
 from adapterhub.hub.server.call import Call
 from adapterhub.hub.server.routing import Route
 from adapterhub.hub.state.errors import Forbidden, RepoNotFound, Unauthorized
@@ -86,7 +86,7 @@ async def put_xorb(call: Call) -> Response:
     receiving = space.receiving(call.params["hash"])
     taking = await call.thread(receiving.__enter__)
     try:
-        await uploads.receive(call, taking.feed, MAX_XORB_BYTES)
+        await bodies.receive(call, taking.feed, MAX_XORB_BYTES)
         inserted = await call.thread(taking.finish)
     finally:
         await call.thread(receiving.__exit__, None, None, None)
@@ -96,17 +96,27 @@ async def put_xorb(call: Call) -> Response:
 async def put_shard(call: Call) -> Response:
     """Files of a shard are rebuilt, and are this repository's when the answer is sent."""
     repository, space = await _entered(call)
-    contents, data = call.hub.contents, bytearray()
-    await uploads.receive(call, data.extend, MAX_SHARD_BYTES)
-    async with call.service.transfers.rebuilding:
-        await call.thread(
-            ingest.register,
+    contents = call.hub.contents
+
+    def admit(digest: str, size: int) -> None:
+        if contents.find(repository, digest) is None:
+            contents.check_room(repository, size)
+
+    def register(shard: IO[bytes]) -> None:
+        ingest.register(
             call.service.registry.store,
             space,
-            bytes(data),
+            shard.read(),
             lambda digest, size: contents.deliver(repository, digest),
+            admit=admit,
             max_file_bytes=call.hub.limits.file_size,
         )
+
+    async with (
+        bodies.spooled(call, MAX_SHARD_BYTES) as (shard, _),
+        call.service.transfers.rebuilding(repository.id.namespace),
+    ):
+        await call.thread(register, shard)
     return replies.as_json({"result": 1})
 
 

@@ -24,10 +24,12 @@ class Access:
 
     def see(self, caller: Caller, id: RepoId) -> Repository:
         """To show that it exists, its card and the names of its files. Raises RepoNotFound."""
-        repository = self._repositories.get(id)
-        if _is_member(caller, id) or (not repository.private and self._may_see_public(caller)):
-            return repository
-        raise missing(id)
+        # the whole row is not read before: the time it takes would tell that it is there
+        private = self._repositories.is_private(id)
+        may_see = not private and self._may_see_public(caller)
+        if private is None or not (may_see or _is_member(caller, id)):
+            raise missing(id)
+        return self._repositories.get(id)
 
     def read(self, caller: Caller, id: RepoId) -> Repository:
         """To hand out contents. Raises RepoNotFound, GatedRepo."""

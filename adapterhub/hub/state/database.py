@@ -80,6 +80,21 @@ class Database:
                 if _is_busy(connection):
                     connection.execute("ROLLBACK")
 
+    def attempt(self, sql: str, values: Sequence[object]) -> bool:
+        """One change, unless somebody is changing something just now, or it cannot be made."""
+        connection = self.connection()
+        if _is_busy(connection) or not self._writer.acquire(blocking=False):
+            return False
+        try:
+            connection.execute("PRAGMA busy_timeout = 0")
+            connection.execute(sql, values)
+            return True
+        except sqlite3.Error:
+            return False
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+            self._writer.release()
+
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """For reading: everything asked within it is of one moment."""

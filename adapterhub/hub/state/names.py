@@ -17,6 +17,10 @@ _RESERVED = """
 api datasets spaces models kernels buckets cas xet lfs upload v1 v2 health metrics login settings
 """
 RESERVED = frozenset(_RESERVED.split())
+_CHARACTERS = (
+    f"of at most {MAX_PART} ASCII letters, digits, `_.-` each, no `--` or `..`, with a letter, "
+    "digit or `_` at both ends"
+)
 _REF_PART = re.compile(r"[^\x00-\x20\x7f~^:?*\[\\]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 BRANCH, TAG, PULL = "refs/heads/", "refs/tags/", "refs/pr/"
@@ -47,17 +51,20 @@ def parse_id(text: object, kind: str = "model") -> RepoId:
     if problem:
         raise InvalidRequest(
             f"repository id {shown(text)} {problem}",
-            remedy=f"use [namespace/]name of at most {MAX_PART} ASCII letters, digits, `_.-` each, "
-            "no `--` or `..`, with a letter, digit or `_` at both ends",
+            remedy=f"use [namespace/]name {_CHARACTERS}",
         )
     return RepoId(kind, parts[0] if len(parts) == 2 else "", parts[-1])
 
 
-def check_namespace(text: str) -> str:
-    """Raises InvalidRequest."""
-    if "/" in text:
-        raise InvalidRequest(f"namespace {shown(text)} has a `/`", remedy="give its first part")
-    return parse_id(f"{text}/x").namespace
+def check_namespace(text: str, what: str = "namespace") -> str:
+    """`what` it is called where it is wrong. Raises InvalidRequest."""
+    problem = "has a `/`" if "/" in text else _id_problem(f"{text}/x", [text, "x"])
+    if problem:
+        raise InvalidRequest(
+            f"the {what} {shown(text)} {problem.replace('a part with ', '')}",
+            remedy=f"one {_CHARACTERS.replace(' each', '')}",
+        )
+    return text
 
 
 def _id_problem(text: str, parts: list[str]) -> str:

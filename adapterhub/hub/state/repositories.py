@@ -46,6 +46,12 @@ class Repositories:
             raise missing(id)
         return found
 
+    def is_private(self, id: RepoId) -> bool | None:
+        """None where there is none of this spelling."""
+        sql = "SELECT namespace, name, private FROM repositories WHERE kind = ? AND namespace = ?"
+        row = self._database.row(f"{sql} AND name = ?", (id.kind, id.namespace, id.name))
+        return bool(row[2]) if row and row[:2] == (id.namespace, id.name) else None
+
     def again(self, repository: Repository) -> Repository:
         """As it is now, wherever it was moved to. Raises RepoNotFound."""
         sql = f"SELECT {_COLUMNS} FROM repositories WHERE key = ?"
@@ -98,11 +104,15 @@ class Repositories:
             )
             return self.again(repository)
 
-    def delete(self, repository: Repository) -> None:
-        """With all revisions, for good; its blobs stay until `gc`. Raises RepoNotFound."""
+    def delete(self, repository: Repository) -> Repository:
+        """With all revisions, for good; its blobs stay until `gc`. As it was at the end.
+
+        Raises RepoNotFound.
+        """
         with self._database.transaction() as connection:
-            self.again(repository)
+            last = self.again(repository)
             connection.execute("DELETE FROM repositories WHERE key = ?", (repository.key,))
+            return last
 
     def list(
         self,

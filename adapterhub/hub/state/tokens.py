@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adapterhub.errors import NotFound, OutputError, StoreError
+from adapterhub.errors import NotFound
 from adapterhub.hub.state.database import Database
 from adapterhub.hub.state.errors import InvalidRequest, Unauthorized
 from adapterhub.hub.state.model import ALL, ANONYMOUS, Caller, Token
@@ -48,15 +48,26 @@ class Tokens:
         """
         if role not in ROLES:
             raise InvalidRequest(f"no such role: {shown(role)}", remedy="use read or write")
-        if not namespaces or (days is not None and not 0 < days < 100_000):
+        if not namespaces:
+            raise InvalidRequest("a token needs a namespace", remedy=f"or {ALL}, for all of them")
+        if days is not None and not 0 < days < 100_000:
             raise InvalidRequest(
-                "a token needs a namespace, and days above 0 if it expires", remedy="correct them"
+                f"a token cannot expire in {days:g} days", remedy="more than 0, less than 100,000"
             )
         spaces = sorted({each if each == ALL else check_namespace(each) for each in namespaces})
+        self._refuse_likeness(spaces)
         id, moment = secrets.token_hex(6), int(self._now())
         secret = f"{PREFIX}{id}{secrets.token_hex(24)}"
         expires = None if days is None else int(self._now() + days * 86400)
-        row = (id, _hash(secret), check_namespace(label), role, " ".join(spaces), moment, expires)
+        row = (
+            id,
+            _hash(secret),
+            check_namespace(label, "name"),
+            role,
+            " ".join(spaces),
+            moment,
+            expires,
+        )
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO tokens (id, hash, label, role, namespaces, created, expires)"
@@ -64,6 +75,21 @@ class Tokens:
                 row,
             )
         return self.get(id), secret
+
+    def _refuse_likeness(self, spaces: Sequence[str]) -> None:
+        """Ids that differ in case only exclude each other: who had the namespace in another
+        spelling would learn from that what is in it, and could take its names.
+        """
+        rows = self._database.rows("SELECT DISTINCT namespace COLLATE BINARY FROM repositories")
+        known = {namespace for (namespace,) in rows}
+        known.update(*(token.namespaces for token in self.list() if token.revoked is None))
+        folded = {each.lower(): each for each in known}
+        for each in spaces:
+            other = folded.get(each.lower(), each)
+            if each not in known and other != each:
+                raise InvalidRequest(
+                    f"namespace {each} is {other} in another spelling", remedy=f"use {other}"
+                )
 
     def get(self, id: str) -> Token:
         """By the 12 digits behind `ahub_`. Raises NotFound."""
@@ -113,12 +139,8 @@ class Tokens:
         moment = int(self._now())
         if token.used is not None and moment - token.used < _USED_SECONDS:
             return
-        sql = "UPDATE tokens SET used = ? WHERE id = ?"
-        try:
-            with self._database.transaction() as connection:
-                connection.execute(sql, (moment, token.id))
-        except (OutputError, StoreError):
-            pass  # a full disk must not keep readers out
+        # a full disk, or a long queue of writers, must not keep readers out
+        self._database.attempt("UPDATE tokens SET used = ? WHERE id = ?", (moment, token.id))
 
 
 _ENDED = {"revoked": "been revoked", "expired": "expired"}

@@ -43,12 +43,14 @@ def register(
     data: bytes,
     deliver: Callable[[str, int], object],
     *,
+    admit: Callable[[str, int], object] = lambda digest, size: None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> tuple[Delivered, ...]:
     """Makes every file of a shard (`data`, its bytes) a blob of the store.
 
     `deliver(digest, size)` is called once for each, within `store.writing()`, when the blob is
-    durable. Memory: `data` and a few MB, whatever the size of the files.
+    durable; `admit(digest, size)` before it is rebuilt, and may raise. Memory: `data`
+    and a few MB, whatever the size of the files.
 
     Raises IntegrityError or NotSupported, with nothing delivered, for a shard that is damaged,
     contradicts the xorbs, or refers to others than those of this space; IntegrityError for a file
@@ -59,7 +61,11 @@ def register(
     with space.errors(), _ending_epochs(space):
         for file in parsed.files():
             _check(file, shelf, max_file_bytes)
-        return tuple(_settle(store, space, shelf, file, deliver) for file in parsed.files())
+        done = []
+        for file in parsed.files():
+            admit(_expected(file), file.size)
+            done.append(_settle(store, space, shelf, file, deliver))
+        return tuple(done)
 
 
 class _Unknown(IntegrityError):

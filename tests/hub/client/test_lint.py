@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pushkit import pushable, save_base
 
@@ -75,6 +76,17 @@ def test_the_remedy_for_a_path_works(registry: Registry, tmp_path: Path) -> None
 def test_a_base_is_named(registry: Registry, tmp_path: Path) -> None:
     found = lint(registry, pushable(tmp_path / "a", base_model_name_or_path=...))
     assert found["no-base"].is_error
+
+
+def test_a_format_without_a_config_has_its_base_given(registry: Registry, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).standard_normal((20, 8), dtype=np.float32)
+    np.save(tmp_path / "prompt.npy", values)
+    found = lint(registry, tmp_path / "prompt.npy")
+    assert found["no-base"].is_error
+    remedy = 'adapterhub add "$(adapterhub path a)" --name a --base BASE'
+    assert found["no-base"].remedy == remedy
+    registry.add(registry.path("a"), name="a", base=save_base(tmp_path / "b", hidden_size=8))
+    assert "no-base" not in findings(registry)
 
 
 @pytest.mark.parametrize("revision", [..., "main", "abc123"])

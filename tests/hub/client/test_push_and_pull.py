@@ -50,6 +50,19 @@ def test_and_goes_back_without_a_commit(
     assert push("tagger", "me/tagger", registry=registry).commit == first.commit
 
 
+def test_a_card_that_changed_on_main_is_pulled_too(
+    hub: MiniHub, registry: Registry, elsewhere: Registry, tmp_path: Path
+) -> None:
+    registry.add(pushable(tmp_path / "a", None), name="a")
+    push("a", "me/a", registry=registry)
+    pull("me/a", registry=elsewhere)
+    registry.edit("a", {"licence": "mit"})
+    commit = push("a", "me/a", registry=registry).commit
+    (again,) = pull("me/a", registry=elsewhere)
+    assert (again.status, again.origin.commit) == ("updated", commit)
+    assert elsewhere.show("me/a")["card"]["licence"] == "mit"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("xet", ["0", "1"])
 def test_to_a_real_hub_in_processes_of_their_own(tmp_path: Path, xet: str) -> None:

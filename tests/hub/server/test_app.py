@@ -208,6 +208,19 @@ def test_a_line_for_each_request(faulty: Served, caplog: pytest.LogCaptureFixtur
     json.loads(text)
 
 
+def test_a_token_in_an_odd_place_is_not_logged(
+    faulty: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logs.LOGGER.name)
+    secret = faulty.secret()
+    document = {"name": f"a b/{secret}"}
+    assert Wire(faulty.url, secret).send("POST", "/api/repos/create", document).status == 400
+    assert Wire(faulty.url, secret).ask("GET", f"/api/models?sort={secret}").status == 400
+    _settle()
+    text = "".join(map(logs.JsonLines().format, caplog.records))
+    assert "sort is" in text and secret not in text
+
+
 def _settle() -> None:
     """The line is written after the answer has gone."""
     time.sleep(0.05)
@@ -229,7 +242,8 @@ def test_lines_of_the_log() -> None:
 def test_metrics(faulty: Served) -> None:
     faulty.anonymous().ask("GET", "/api/models/counted/secret-name")
     _settle()
-    answer = faulty.anonymous().ask("GET", "/metrics")
+    assert b"adapterhub_repositories" not in faulty.anonymous().ask("GET", "/metrics").body
+    answer = faulty.wire("read").ask("GET", "/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     text = answer.body.decode()
     assert "secret-name" not in text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from huggingface_hub import HfApi
 from serverkit import Served, files_of, running
 
 from adapterhub.errors import NotFound
+from adapterhub.hub.server import takeover
+from adapterhub.hub.state.names import parse_id
+from adapterhub.hub.state.operations import Add, Request
 from adapterhub.registry import Registry
 
 Client = Callable[..., HfApi]
@@ -173,6 +178,32 @@ def test_a_name_that_somebody_took_over_is_left_alone(
     assert "came from elsewhere" in own(served, "ns/taken")["problems"][0]
 
 
+def test_what_somebody_took_over_is_neither_moved_nor_deleted(
+    served: Served, client: Client, adapter: Callable[..., dict[str, bytes]], tmp_path: Path
+) -> None:
+    regkit.save_adapter(tmp_path / "local", regkit.lora(9))
+    for name in ("over/moved", "over/deleted"):
+        served.repo(name, adapter())
+        local = served.registry.add(tmp_path / "local", name=name)
+    client().move_repo("over/moved", "over/elsewhere")
+    client().delete_repo("over/deleted")
+    for name in ("over/moved", "over/deleted"):
+        assert served.registry.show(name)["digest"] == local.digest
+    assert "came from elsewhere" in own(served, "over/elsewhere")["problems"][0]
+
+
+def test_no_namespace_comes_by_the_names_of_another(
+    served: Served, adapter: Callable[..., dict[str, bytes]]
+) -> None:
+    """`ns_/x` has no name in the registry, and so have the adapters in its folders."""
+    served.repo("respelled_/_one", adapter("sub/", 3))
+    assert not served.registry.store.exists("respelled/one--sub")
+    assert own(served, "respelled_/_one")["adapters"] == []
+    served.repo("respelled/one", adapter("sub/", 4) | adapter("a/b c/", 5))
+    names = [each["name"] for each in own(served, "respelled/one")["adapters"]]
+    assert names == ["respelled/one--a--b-c", "respelled/one--sub"]
+
+
 def test_moves_and_deletions_are_followed(
     served: Served, client: Client, adapter: Callable[..., dict[str, bytes]]
 ) -> None:
@@ -244,6 +275,63 @@ def test_what_a_stopped_server_left_over(
         assert served.registry.show("left/over")["manifest"]["method"] == "lora"
 
 
+@pytest.mark.parametrize("deleted", [True, False])
+def test_nobody_waits_for_what_is_being_indexed(
+    served: Served,
+    client: Client,
+    adapter: Callable[..., dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    deleted: bool,
+) -> None:
+    """What was deleted or moved meanwhile is put right afterwards."""
+    served.repo("busy/other", adapter())
+    repository = served.hub.create(parse_id("busy/large"))
+    at, go, take = threading.Event(), threading.Event(), takeover.take
+
+    def slowly(*args: Any) -> dict[str, Any]:
+        at.set()
+        assert go.wait(20)
+        return take(*args)
+
+    monkeypatch.setattr(takeover, "take", slowly)
+    try:
+        for path, data in adapter(seed=2).items():
+            content = served.hub.contents.put_bytes(repository, data)
+            request = Request((Add(path, content.digest, lfs=True),), "one file")
+            served.hub.commit(repository, "main", request, "ann")
+        number = served.service.indexer.tell()
+        assert at.wait(20)
+        if deleted:
+            client().delete_repo("busy/other")
+            client().delete_repo("busy/large")
+        else:
+            client().move_repo("busy/other", "busy/second")
+            client().move_repo("busy/large", "busy/huge")
+        assert not served.registry.store.exists("busy/other")
+    finally:
+        go.set()
+    while not served.service.indexer.has_seen(number):
+        time.sleep(0.01)
+    names = set(served.registry.store.names("busy"))
+    assert names == (set() if deleted else {"busy/second", "busy/huge"})
+    if not deleted:
+        client().delete_repo("busy/second")
+        client().delete_repo("busy/huge")
+
+
+def test_what_is_deleted_before_its_turn_is_no_fault(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = served.repo("gone/soon", {"a.txt": b"a"})
+    commit = served.hub.commit_of(repository, "main").id
+    served.hub.repositories.delete(repository)
+    monkeypatch.setattr(
+        served.hub.repositories, "unindexed", lambda: ((repository, commit), (repository, "f" * 40))
+    )
+    served.index()
+    assert "Traceback" not in caplog.text
+
+
 def test_a_fault_in_one_repository_does_not_stop_the_others(
     served: Served,
     adapter: Callable[..., dict[str, bytes]],
@@ -280,3 +368,17 @@ def test_an_exported_adapter_keeps_its_identity(
     served.repo("ns/copy", files_of(tmp_path / "out"))
     assert served.registry.show("ns/copy")["digest"] == added.digest
     assert json.loads((tmp_path / "out" / "adapterhub.json").read_text())["kind"] == "adapter"
+
+
+def test_a_card_that_comes_later_is_in_the_registry_too(
+    served: Served, adapter: Callable[..., dict[str, bytes]]
+) -> None:
+    repository = served.repo("ns/card", adapter())
+    assert "licence" not in served.registry.show("ns/card")["card"]
+    served.commit(repository, {"README.md": CARD})
+    assert served.registry.show("ns/card")["card"]["licence"] == "mit"
+    served.commit(repository, {"README.md": CARD.replace(b"mit", b"apache-2.0")})
+    assert served.registry.show("ns/card")["card"]["licence"] == "apache-2.0"
+    served.registry.edit("ns/card", {"licence": "bsd-2-clause"})
+    served.commit(repository, {"README.md": CARD})
+    assert served.registry.show("ns/card")["card"]["licence"] == "bsd-2-clause"

@@ -16,7 +16,7 @@ import wire
 from transferkit import Place
 from wire import Answer, Wire
 
-from adapterhub.hub.server import lfs, parts, uploads
+from adapterhub.hub.server import bodies, lfs, parts
 from adapterhub.hub.server.parts import Upload
 
 
@@ -66,7 +66,7 @@ def test_an_empty_file(place: Place) -> None:
 
 
 def test_what_is_larger_than_a_piece_arrives_whole(place: Place) -> None:
-    data = fresh(3 * uploads.PIECE + 12_345)
+    data = fresh(3 * bodies.PIECE + 12_345)
     assert put(place, data).status == 200
     path = place.service.registry.store.blob_path(f"sha256:{wire.oid(data)}")
     assert path.read_bytes() == data
@@ -103,7 +103,7 @@ def test_nothing_stays_of_what_is_wrong_or_cut(place: Place) -> None:
 
 
 def test_who_stops_sending_is_not_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "STALL_SECONDS", 0.2)
     data = fresh()
     parts_of = urlsplit(place.wire.upload_href(place.repo, data))
     lines = [

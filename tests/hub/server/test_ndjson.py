@@ -99,6 +99,12 @@ def test_lines_that_are_refused(text: bytes, error: type[Exception], said: str) 
             read(text, lambda size=size: size)
 
 
+def test_empty_lines_are_not_read_for_ever() -> None:
+    assert read(b"\n \r\n" * 499, lambda: 64) == []
+    with pytest.raises(InvalidRequest, match="more than 1000 empty lines"):
+        read(b"\n" * 100_000, lambda: 64 * 1024)
+
+
 def test_memory_is_bounded_whatever_comes() -> None:
     seen = Seen()
     seen.reader.feed(b'{"content": "')

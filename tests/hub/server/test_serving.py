@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import hubkit
 import pytest
-from wire import Wire
+from wire import Wire, header, regular
 
 from adapterhub.errors import InvalidOption, MissingExtra
 from adapterhub.hub.server import serving
@@ -114,12 +114,25 @@ def test_other_machines_need_a_token(tmp_path: Path) -> None:
         assert process.wait(20) == 0
 
 
+def test_limits_that_were_asked_for(tmp_path: Path) -> None:
+    with hubkit.serving(tmp_path / "home", "--max-file-size", "1MB", "--max-files", "3") as hub:
+        wire = Wire(hub.url, hub.token())
+        assert wire.create("a/b").status == 200
+        answer = wire.batch("a/b", bytes(1_000_001))
+        assert answer.status == 413 and "at most 1000000" in answer.json["error"]
+        lines = [regular(f"f{number}", b"x") for number in range(3)]
+        answer = wire.commit("a/b", header(), *lines)  # and .gitattributes
+        assert answer.status == 413 and "at most 3" in answer.json["error"]
+    said = refused(tmp_path / "home", "--max-file-size", "much")
+    assert "'much' is not a size" in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"port": 70000}, "port 70000"),
-        ({"url": "hub.example.org"}, "url 'hub.example.org'"),
-        ({"url": "ftp://a"}, "url 'ftp://a'"),
+        ({"url": "hub.example.org"}, "'hub.example.org' is no address of a hub"),
+        ({"url": "ftp://a"}, "'ftp://a' is no address"),
         ({"log_level": "loud"}, "log level 'loud'"),
     ],
 )

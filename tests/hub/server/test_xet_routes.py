@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from transferkit import Place
 from wire import Wire
 
 from adapterhub.hub.server import xet
+from adapterhub.hub.xet import ingest
 
 DATA = os.urandom(500_000)
 OTHER = "ns/other"
@@ -149,3 +152,40 @@ def test_xorbs_go_with_their_repository(place: Place) -> None:
     assert place.wire.send("DELETE", "/api/repos/delete", body).status == 200
     assert len(folders(place)) == before - 1
     assert push_xorb(to, packed).status == 404
+
+
+def test_a_file_without_room_is_not_rebuilt(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of 500 bytes can stand for 200 GiB; the limit is asked before, not behind."""
+    packed, to = xetkit.packed(os.urandom(200_000)), place.wire.xet(place.repo)
+    assert push_xorb(to, packed).status == 200
+    stored = place.service.hub.repositories.again(place.repository).stored
+    limits = replace(place.service.hub.limits, repository_size=stored + 199_999)
+    monkeypatch.setattr(place.service.hub.contents, "_limits", limits)
+    monkeypatch.setattr(ingest, "_rebuild", None)
+    answer = to.ask("POST", "/v1/shards", packed.shard())
+    assert (answer.status, answer.json["code"]) == (413, "too-large")
+    monkeypatch.undo()
+    assert to.ask("POST", "/v1/shards", packed.shard()).status == 200
+    limits = replace(limits, repository_size=1)
+    monkeypatch.setattr(place.service.hub.contents, "_limits", limits)
+    assert to.ask("POST", "/v1/shards", packed.shard()).status == 200, "it is here already"
+
+
+def test_one_namespace_does_not_take_all_the_turns(place: Place) -> None:
+    async def order() -> list[str]:
+        entered: list[str] = []
+        leave = asyncio.Event()
+
+        async def rebuild(namespace: str) -> None:
+            async with place.service.transfers.rebuilding(namespace):
+                entered.append(namespace)
+                await leave.wait()
+
+        tasks = [asyncio.create_task(rebuild(each)) for each in ("a", "a", "a", "b")]
+        await asyncio.sleep(0.05)
+        seen = list(entered)
+        leave.set()
+        await asyncio.gather(*tasks)
+        return seen
+
+    assert asyncio.run(order()) == ["a", "b"]

@@ -10,6 +10,7 @@ import statekit
 from adapterhub.errors import IntegrityError
 from adapterhub.hub.state.contents import WEEK
 from adapterhub.hub.state.errors import Conflict, InvalidRequest, RepoNotFound
+from adapterhub.hub.state.model import ANONYMOUS
 from adapterhub.hub.state.names import RepoId
 from adapterhub.hub.state.repositories import Repository
 from adapterhub.hub.state.state import Hub
@@ -184,3 +185,14 @@ def test_damaged_bytes_are_not_committed(hub: Hub, repository: Repository) -> No
     with pytest.raises(IntegrityError, match=f"blob {digest} is damaged"):
         hub.commit(repository, "main", request, "ann")
     assert statekit.read(hub, repository) == {}
+
+
+def test_what_may_not_be_seen_is_not_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an answer that takes longer would tell that there is something."""
+    hub.create(statekit.other("ns/private"))
+    hub.create(statekit.other("ns/public"), private=False)
+    monkeypatch.setattr(hub.repositories, "get", lambda id: str(id))
+    for id in ("ns/private", "ns/none", "NS/public"):
+        with pytest.raises(RepoNotFound, match=f"no model {id}"):
+            hub.access.see(ANONYMOUS, statekit.other(id))
+    assert hub.access.see(ANONYMOUS, statekit.other("ns/public")) == "ns/public"

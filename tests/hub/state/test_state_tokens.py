@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import statekit
@@ -17,6 +21,7 @@ from adapterhub.hub.state.errors import (
     Unauthorized,
 )
 from adapterhub.hub.state.model import ANONYMOUS, Caller
+from adapterhub.hub.state.names import parse_id
 from adapterhub.hub.state.repositories import Repository
 from adapterhub.hub.state.state import Hub
 from adapterhub.store import Store
@@ -134,12 +139,15 @@ WHO = ("nobody", "reader", "stranger", "writer", "owner of all", "reader of all"
 def callers(hub: Hub) -> dict[str, Caller]:
     made = {
         "reader": hub.tokens.create("r", "read", ["ns"]),
-        "stranger": hub.tokens.create("s", "write", ["else", "NS"]),
+        "stranger": hub.tokens.create("s", "write", ["else"]),
         "writer": hub.tokens.create("w", "write", ["ns"]),
         "owner of all": hub.tokens.create("o", "write"),
         "reader of all": hub.tokens.create("a", "read"),
     }
     found = {who: hub.tokens.caller(secret) for who, (_, secret) in made.items()}
+    token = found["stranger"].token
+    assert token is not None
+    found["stranger"] = Caller("s", replace(token, namespaces=("else", "NS")))  # of a former day
     return {"nobody": ANONYMOUS, **found}
 
 
@@ -207,3 +215,29 @@ def test_without_public_read_nobody_sees_anything(store: Store) -> None:
         assert hub.access.list(ANONYMOUS) == ()
         assert hub.access.read(hub.tokens.caller(secret), public.id) == public
         assert len(hub.access.list(hub.tokens.caller(secret))) == 1
+
+
+def test_who_asks_does_not_wait_for_who_writes(hub: Hub) -> None:
+    token, secret = hub.tokens.create("bob")
+    with closing(sqlite3.connect(hub.store.home / "hub.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert hub.tokens.caller(secret).token == token
+        assert time.monotonic() - began < 5
+        other.execute("ROLLBACK")
+    assert hub.tokens.get(token.id).used is None
+    hub.tokens.caller(secret)
+    assert hub.tokens.get(token.id).used is not None
+
+
+def test_a_namespace_has_one_spelling(hub: Hub) -> None:
+    hub.tokens.create("ann", "write", ("Acme",))
+    with pytest.raises(InvalidRequest, match="namespace acme is Acme in another spelling"):
+        hub.tokens.create("bob", "read", ("acme", "other"))
+    hub.tokens.create("bob", "read", ("Acme", "*"))
+    for token in hub.tokens.list():
+        hub.tokens.revoke(token.id)
+    hub.tokens.create("eve", "read", ("acme",))
+    hub.create(parse_id("Corp/x"))
+    with pytest.raises(InvalidRequest, match="corp is Corp"):
+        hub.tokens.create("bob", "write", ("corp",))
