@@ -228,7 +228,8 @@ def inputs_of(architecture: str) -> dict[str, torch.Tensor]:
 
 def output_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        return model(**inputs, return_dict=True)[0]
+        found: torch.Tensor = model(**inputs, return_dict=True)[0]
+        return found
 
 
 def randomise(model: Any, name: str) -> None:

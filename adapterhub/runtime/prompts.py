@@ -71,7 +71,7 @@ def _check(model: PreTrainedModel, adapter: Adapter) -> None:
     embeddings = adapter.modules.get("", {}).get(EMBEDDINGS)
     if embeddings is None or len(embeddings.shape) != 2:
         raise misfit(model, [f"there is no matrix {EMBEDDINGS}"])
-    width = model.get_input_embeddings().weight.shape[1]  # type: ignore[union-attr]
+    width = model.get_input_embeddings().weight.shape[1]
     if adapter.method != "prefix_tuning" and embeddings.shape[1] != width:
         said = f"{EMBEDDINGS} is {list(embeddings.shape)}, the model's embeddings have {width}"
         raise misfit(model, [said])
