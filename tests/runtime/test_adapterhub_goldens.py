@@ -17,6 +17,8 @@ import pytest
 from adapterhub import formats
 from adapterhub.adapter import Adapter
 from adapterhub.errors import AdapterHubError, BaseMismatch, NotSupported
+from adapterhub.merging.work import Source
+from adapterhub.runtime.attach import attach
 from adapterhub.runtime.hooks import Hooks, hooked, install
 from adapterhub.tensorfile import ArrayTensor
 
@@ -269,3 +271,20 @@ def test_tensors_follow_the_models_dtype() -> None:
     assert found.dtype == torch.bfloat16
     assert distance(found.float(), expected_of("llama/houlsby")) < 0.2
     assert torch.equal(output_of(model, "llama"), before)
+
+
+def test_attach_and_switch_by_the_librarys_own_verbs() -> None:
+    model = model_of("bert")
+    before = output_of(model, "bert")
+    sources = {
+        name: Source(name, adapter_of(f"bert/{name}"), 1.0)
+        for name in ("houlsby", "prefix", "unipelt")
+    }
+    with attach(model, [sources["houlsby"]]) as attached_now:
+        assert distance(output_of(model, "bert"), expected_of("bert/houlsby")) < 1e-5
+        attached_now.switch(sources["unipelt"])
+        assert distance(output_of(model, "bert"), expected_of("bert/unipelt")) < 1e-5
+        attached_now.switch(sources["prefix"])
+        assert distance(output_of(model, "bert"), expected_of("bert/prefix")) < 1e-5
+        assert attached_now.memory > 0
+    assert torch.equal(output_of(model, "bert"), before)
