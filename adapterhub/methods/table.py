@@ -57,14 +57,15 @@ _PEFT = (
         "MULTITASK_PROMPT_TUNING",
         "Multitask prompt tuning",
         _ARXIV + "2303.02861",
+        ("attach",),
     ),
     Method("oft", "OFT", "Orthogonal fine-tuning", _ARXIV + "2306.07280", ("merge",), "oft"),
     Method("osf", "OSF", "Orthogonal subspaces", _ARXIV + "2504.07097", ("merge",), PEFT_ITSELF),
-    Method("p_tuning", "P_TUNING", "P-tuning", _ARXIV + "2103.10385"),
+    Method("p_tuning", "P_TUNING", "P-tuning", _ARXIV + "2103.10385", ("attach",)),
     Method("peanut", "PEANUT", "PEANuT", _ARXIV + "2410.01870", ("merge",), PEFT_ITSELF),
     Method("poly", "POLY", "Polytropon", _ARXIV + "2202.13914"),
-    Method("prefix_tuning", "PREFIX_TUNING", "Prefix tuning", _ARXIV + "2101.00190"),
-    Method("prompt_tuning", "PROMPT_TUNING", "Prompt tuning", _ARXIV + "2104.08691"),
+    Method("prefix_tuning", "PREFIX_TUNING", "Prefix tuning", _ARXIV + "2101.00190", ("attach",)),
+    Method("prompt_tuning", "PROMPT_TUNING", "Prompt tuning", _ARXIV + "2104.08691", ("attach",)),
     Method(
         "psoft",
         "PSOFT",
@@ -118,8 +119,8 @@ _RENAMED = (
 _WITHOUT_PEFT = (
     Method("adamix", None, "AdaMix", _ARXIV + "2205.12410", ("attach",), "adamix"),
     Method("bitfit", None, "BitFit", _ARXIV + "2106.10199", ("merge", "attach"), "bitfit"),
-    Method("bottleneck", None, "Bottleneck adapters", _ARXIV + "1902.00751"),
-    Method("compacter", None, "Compacter", _ARXIV + "2106.04647"),
+    Method("bottleneck", None, "Bottleneck adapters", _ARXIV + "1902.00751", ("attach",)),
+    Method("compacter", None, "Compacter", _ARXIV + "2106.04647", ("attach",)),
     Method(
         "diff_pruning",
         None,
@@ -148,10 +149,10 @@ _WITHOUT_PEFT = (
         ("attach",),
         "ladder_side",
     ),
-    Method("mam", None, "Mix-and-match adapters", _ARXIV + "2110.04366"),
+    Method("mam", None, "Mix-and-match adapters", _ARXIV + "2110.04366", ("attach",)),
     Method("reft", None, "ReFT", _ARXIV + "2404.03592"),
-    Method("sparse_adapter", None, "SparseAdapter", _ARXIV + "2210.04284"),
-    Method("unipelt", None, "UniPELT", _ARXIV + "2110.07577"),
+    Method("sparse_adapter", None, "SparseAdapter", _ARXIV + "2210.04284", ("attach",)),
+    Method("unipelt", None, "UniPELT", _ARXIV + "2110.07577", ("attach",)),
 )
 
 TABLE: Mapping[str, Method] = {row.name: row for row in (*_PEFT, *_RENAMED, *_WITHOUT_PEFT)}

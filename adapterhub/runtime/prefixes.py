@@ -34,7 +34,6 @@ from adapterhub.runtime.places import (
     Attention,
     Places,
     base_path,
-    layer_of,
     numbered,
     places_of,
 )
@@ -95,13 +94,13 @@ def planned(
 class _Shape:
     heads: int
     size: int
-    hidden: int
 
 
 def _shape(model: PreTrainedModel) -> _Shape:
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return _Shape(heads, config.hidden_size // config.num_attention_heads, config.hidden_size)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return _Shape(heads, size)
 
 
 def _sorted(modules: Modules) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -203,6 +202,3 @@ def _hooks(
     prefixed = prefix_cache.Prefixed(key, value, gate)
     nbytes = key.nbytes + value.nbytes + sum(part.nbytes for part in gate or ())
     return Hooks(before=((path, prefixed.entered),), nbytes=nbytes)
-
-
-__all__ = ["GATES", "POOL", "layer_of", "plan", "planned"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FORMATS = ("peft", "t5x_prompt")
 EMBEDDINGS = "prompt_embeddings"
 _ROUTED = ("forward", "generate")
-# What PEFT's generate leaves in the model.
+# What PEFT's generate leaves in the model, and in its `model`.
 _LEFT = ("prepare_inputs_for_generation", "generation_config")
 # What initialises a prompt that is trained anew: files and tokenizers that nobody needs now.
 _INITIAL = ("prompt_tuning_init", "prompt_tuning_init_text", "prompt_tuning_init_state_dict_path")
@@ -160,13 +160,21 @@ def _routed(
         if inside:
             return own(*args, **kwargs)
         inside.append(True)
-        held = {name: model.__dict__[name] for name in _LEFT if name in model.__dict__}
+        inner = model.__dict__["_modules"].get("model")
+        held = [(m.__dict__, dict(m.__dict__)) for m in (model, inner) if m is not None]
         try:
             return its(**dict(zip(names, args, strict=False)), **kwargs)
         finally:
             inside.pop()
-            for name in _LEFT:
-                model.__dict__.pop(name, None)
-            model.__dict__.update(held)
+            for now, before in held:
+                _give_back(now, before)
 
     return routed
+
+
+def _give_back(now: dict[str, Any], before: Mapping[str, Any]) -> None:
+    for name in _LEFT:
+        if name in before:
+            now[name] = before[name]
+        else:
+            now.pop(name, None)

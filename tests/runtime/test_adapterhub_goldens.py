@@ -17,6 +17,8 @@ import pytest
 from adapterhub import formats
 from adapterhub.adapter import Adapter
 from adapterhub.errors import AdapterHubError, BaseMismatch, NotSupported
+from adapterhub.merging.work import Source
+from adapterhub.runtime.attach import attach
 from adapterhub.runtime.hooks import Hooks, hooked, install
 from adapterhub.tensorfile import ArrayTensor
 
@@ -90,7 +92,11 @@ def test_a_live_model_gives_what_the_library_gave(case: str) -> None:
 
 
 def with_tensors(adapter: Adapter, change: Any) -> Adapter:
+<<<<<<< HEAD
     """The same adapter, its tensors as `change(module, role, array)`; None leaves one out."""
+=======
+    """Each tensor as `change(module, role, array)` has it; None leaves it out."""
+>>>>>>> m6
     modules: dict[str, dict[str, Any]] = {}
     for module, role, tensor in adapter.tensors():
         value = change(module, role, tensor.read())
@@ -128,13 +134,12 @@ def test_a_prefix_is_the_same_with_a_cache_and_without_a_mask(attention: str) ->
     assert distance(whole, torch.cat((first[0], rest[0]), dim=1)) < 1e-5
 
 
-def test_prefixes_of_the_base_class_go_on_a_model_with_a_head() -> None:
-    adapter = adapter_of("bert/houlsby")
+def test_an_adapter_of_the_base_class_goes_on_a_model_with_a_head() -> None:
     model = model_of("bert_lm")
-    undo = install(model, planned(model, adapter))
-    changed = model.bert(torch.tensor([[2, 3, 4]]))[0]
+    undo = install(model, planned(model, adapter_of("bert/houlsby")))
+    changed = output_of(model, "bert_lm")
     undo()
-    assert distance(changed, model.bert(torch.tensor([[2, 3, 4]]))[0]) > 1e-2
+    assert distance(changed, expected_of("bert_lm/base")) > 1e-2
 
 
 def test_pruned_weights_are_zero() -> None:
@@ -270,3 +275,20 @@ def test_tensors_follow_the_models_dtype() -> None:
     assert found.dtype == torch.bfloat16
     assert distance(found.float(), expected_of("llama/houlsby")) < 0.2
     assert torch.equal(output_of(model, "llama"), before)
+
+
+def test_attach_and_switch_by_the_librarys_own_verbs() -> None:
+    model = model_of("bert")
+    before = output_of(model, "bert")
+    sources = {
+        name: Source(name, adapter_of(f"bert/{name}"), 1.0)
+        for name in ("houlsby", "prefix", "unipelt")
+    }
+    with attach(model, [sources["houlsby"]]) as attached_now:
+        assert distance(output_of(model, "bert"), expected_of("bert/houlsby")) < 1e-5
+        attached_now.switch(sources["unipelt"])
+        assert distance(output_of(model, "bert"), expected_of("bert/unipelt")) < 1e-5
+        attached_now.switch(sources["prefix"])
+        assert distance(output_of(model, "bert"), expected_of("bert/prefix")) < 1e-5
+        assert attached_now.memory > 0
+    assert torch.equal(output_of(model, "bert"), before)
