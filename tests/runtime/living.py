@@ -11,6 +11,9 @@ import peft
 import torch
 import transformers
 
+from adapterhub import api
+from adapterhub.registry import Registry
+
 SMALL = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 BERT = {**SMALL, "intermediate_size": 24, "max_position_embeddings": 16}
 LLAMA = {
@@ -91,3 +94,41 @@ def bits(model: Any) -> dict[str, str]:
         ).hexdigest()
         for name, tensor in model.state_dict().items()
     }
+
+
+LORA = {"r": 4, "lora_alpha": 6}
+
+
+class Bench:
+    """A llama in bf16 with adapters a, b and c, that touch partly the same tensors."""
+
+    FIELDS = (
+        {**LORA, "target_modules": ["q_proj", "v_proj"]},
+        {**LORA, "r": 2, "target_modules": ["q_proj", "up_proj"]},
+        {**LORA, "target_modules": ["v_proj", "up_proj", "o_proj"], "use_rslora": True},
+    )
+
+    def __init__(self, root: Path, registry: Registry) -> None:
+        self.root, self.registry = root, registry
+        made = model_of("llama", "bfloat16")
+        made.save_pretrained(root / "base")
+        self.model = type(made).from_pretrained(root / "base", dtype="bfloat16").eval()
+        self.bare = bits(self.model)
+        for number, (name, fields) in enumerate(zip("abc", self.FIELDS, strict=True)):
+            adapter_of(self.model, "LoraConfig", root / name, number + 1, **fields)
+        self._merged: dict[tuple[tuple[str, float], ...], dict[str, str]] = {(): self.bare}
+
+    def attach(self, name: str, weight: float = 1.0, **more: Any) -> Any:
+        return api.attach(
+            self.model, self.root / name, weight=weight, registry=self.registry, **more
+        )
+
+    def merged(self, *parts: tuple[str, float]) -> dict[str, str]:
+        """The bits of the merge of these."""
+        if parts not in self._merged:
+            out = self.root / f"merged-{len(self._merged)}"
+            specs: list[Any] = [(self.root / name, weight) for name, weight in parts]
+            api.merge(self.root / "base", specs, out=out, registry=self.registry)
+            loaded = type(self.model).from_pretrained(out, dtype="bfloat16")
+            self._merged[parts] = bits(loaded)
+        return self._merged[parts]

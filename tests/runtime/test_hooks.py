@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +21,6 @@ from adapterhub.runtime import changing, hooks, planning
 from adapterhub.runtime.hooks import Hooks, install
 
 LAYER = "model.layers.1.mlp"
-
-
-@pytest.fixture
-def registry(home: Path) -> Iterator[Registry]:
-    with api.open(home) as opened:
-        yield opened
 
 
 def adding(value: float) -> Any:

@@ -24,12 +24,6 @@ WIDE = {**LLAMA, "hidden_size": 64, "intermediate_size": 64}
 FIELDS = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
 
 
-@pytest.fixture
-def registry(home: Path) -> Iterator[Registry]:
-    with api.open(home) as opened:
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("quantised") / "base"
