@@ -92,11 +92,7 @@ def test_a_live_model_gives_what_the_library_gave(case: str) -> None:
 
 
 def with_tensors(adapter: Adapter, change: Any) -> Adapter:
-<<<<<<< HEAD
-    """The same adapter, its tensors as `change(module, role, array)`; None leaves one out."""
-=======
     """Each tensor as `change(module, role, array)` has it; None leaves it out."""
->>>>>>> m6
     modules: dict[str, dict[str, Any]] = {}
     for module, role, tensor in adapter.tensors():
         value = change(module, role, tensor.read())
