@@ -69,6 +69,7 @@ def test_compares_and_leaves_nothing_behind(tmp_path):
     assert by_name["PEFT's wall time ÷ merge's, r=16"]["met"] is None
 
 
+@pytest.mark.slow
 def test_grows(tmp_path):
     printed, record = bench(tmp_path, "--grow", str(TINY), "--rounds", "2")
     (one,) = record

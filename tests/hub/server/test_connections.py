@@ -53,6 +53,17 @@ def connected(url: str) -> Iterator[socket.socket]:
         yield raw
 
 
+def answered(raw: socket.socket, body: bytes = b'{"status":"ok"}', count: int = 1) -> bool:
+    """Reads `count` whole answers of 200; they come in pieces of any size."""
+    seen = b""
+    while seen.count(body) < count:
+        piece = raw.recv(1000)
+        if not piece:
+            return False
+        seen += piece
+    return seen.count(b"200 OK") == count
+
+
 def ended(raw: socket.socket) -> bool:
     try:
         return raw.recv(1000) == b""
@@ -65,7 +76,7 @@ def test_headers_that_do_not_come(guarded: str, first: bytes) -> None:
     with connected(guarded) as raw:
         raw.sendall(first)
         if first == REQUEST:
-            assert b"200 OK" in raw.recv(1000)
+            assert answered(raw)
             raw.sendall(b"GET /health HTTP/1.1\r\nHos")
         began = time.monotonic()
         with pytest.raises((AssertionError, ConnectionError)):  # one byte at a time does not help
@@ -80,11 +91,11 @@ def test_who_waits_between_requests_is_not_cut_off(guarded: str) -> None:
     with connected(guarded) as raw:
         for _ in range(2):
             raw.sendall(REQUEST)
-            assert b"200 OK" in raw.recv(1000)
+            assert answered(raw)
             time.sleep(0.8)
         raw.sendall(REQUEST + REQUEST)
         time.sleep(0.8)
-        assert raw.recv(1000).count(b"200 OK") == 2
+        assert answered(raw, count=2)
 
 
 def test_a_slow_body_is_no_silence(guarded: str) -> None:
@@ -93,7 +104,7 @@ def test_a_slow_body_is_no_silence(guarded: str) -> None:
         raw.sendall(head + b'{"content": ')
         time.sleep(0.8)
         raw.sendall(b'"hi"}')
-        assert b"200 OK" in raw.recv(1000)
+        assert answered(raw, b'"errors":[]')
 
 
 def test_who_does_not_read_is_cut_off(guarded: str, served: Served) -> None:
@@ -116,7 +127,7 @@ def test_the_oldest_silence_makes_room(guarded: str) -> None:
         assert ok(Wire(guarded).ask("GET", "/health"))
         assert ended(silent[0])
         silent[-1].sendall(REQUEST)
-        assert b"200 OK" in silent[-1].recv(1000)
+        assert answered(silent[-1])
 
 
 def test_room_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
