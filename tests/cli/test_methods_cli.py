@@ -24,7 +24,8 @@ def test_the_table_fits_100_columns() -> None:
     shown = {line.split()[0]: line.split() for line in lines}
     assert shown["lora"][-2:] == ["yes/yes", "yes/yes"]
     assert shown["ia3"][-2] == "base/yes"
-    assert shown["prompt_tuning"][-2:] == ["no/no", "yes/no"]
+    assert shown["prompt_tuning"][-2:] == ["no/no", "yes/yes"]
+    assert shown["xlora"][-2:] == ["no/no", "yes/no"]
 
 
 def test_programs_get_everything() -> None:
