@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from adapterhub import schema
 from adapterhub.adapter import Adapter, BaseClaim, Problem
 from adapterhub.errors import NotSupported
 from adapterhub.formats import named
 from adapterhub.tensorfile import shown
 
 OUTER = "adapterhub"
+MOST = 10  # problems of a union's members that are told
+_MEMBERS = ("bottleneck", "compacter", "prefix_tuning", "lora", "ia3")
 HEAD = "head_config"
 _VERSION = re.compile(r"adapters\.(\d+)\.(\d+)\..*")
 # PEFT's name ← AdapterHub's, for the figures that a method's schema asks for.
@@ -128,6 +131,29 @@ def _union(configs: object) -> str:
 def scales(config: Mapping[str, Any]) -> bool:
     """Whether its loras are (IA)³."""
     return _architecture(config) == "lora" and config.get("composition_mode") == "scale"
+
+
+def member_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """Of the members of a union: each by its own method's schema."""
+    if _architecture(config) != "union":
+        return []
+    members, outer = config.get("configs"), _object(config.get(OUTER))
+    found = []
+    for number, member in enumerate(members if isinstance(members, list) else ()):
+        if not isinstance(member, dict) or len(found) > MOST:
+            continue  # said by the union's own schema
+        kind = method(member, ())
+        if kind not in _MEMBERS:
+            text = f"configs[{number}] of the union is no {' or '.join(_MEMBERS)}"
+            found.append(Problem("method", text, "correct adapter_config.json", fatal=True))
+            continue
+        added = {"lora_alpha": _alpha(member, outer)} if kind == "lora" else _added(member, outer)
+        said = schema.problems({**member, **added}, f"methods/{kind}")
+        found += [
+            Problem("config", f"configs[{number}].{text}", "correct the field", fatal=True)
+            for text in said
+        ]
+    return found[:MOST]
 
 
 def refuse_changes(adapter: Adapter) -> None:

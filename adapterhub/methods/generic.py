@@ -41,6 +41,11 @@ def problems(adapter: Adapter) -> list[Problem]:
     return found + targets.problems(adapter)
 
 
+def foreign_problems(adapter: Adapter) -> list[Problem]:
+    """For tensors that another format has of this method: the config, and dtypes."""
+    return [*config_problems(adapter), *_capped(_dtype_problems(adapter))]
+
+
 def config_problems(adapter: Adapter) -> list[Problem]:
     row = method(adapter.method)
     sentences = schema.problems(dict(adapter.config), row.schema)

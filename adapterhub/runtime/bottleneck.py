@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import InvalidAdapter, NotSupported
@@ -69,7 +70,8 @@ def settings(config: Mapping[str, Any]) -> Settings:
     return Settings(**found)
 
 
-def activation(name: object) -> Callable[[Any], Any]:
+@cache
+def activation(name: str) -> Callable[[Any], Any]:
     """The function that AdapterHub calls so. Raises NotSupported."""
     import torch
     from transformers.activations import ACT2FN
@@ -83,6 +85,11 @@ def activation(name: object) -> Callable[[Any], Any]:
             remedy="upgrade transformers, or load the adapter with the library adapters",
         )
     found: Callable[[Any], Any] = ACT2FN[said]
+    if any(True for _ in found.parameters()):  # type: ignore[attr-defined]
+        raise NotSupported(
+            f"the non-linearity {said} has parameters of its own, which no adapter brings",
+            remedy="load the adapter with the library adapters",
+        )
     return found
 
 

@@ -47,16 +47,17 @@ def planned(
     model: PreTrainedModel, places: Places, modules: Modules, config: Mapping[str, Any]
 ) -> Hooks:
     """Hooks of the bottlenecks of `modules`, whose paths are those of the base model."""
-    shared, own, coupling = _sorted(modules)
+    shared, own, coupling, lost = _sorted(modules, model.base_model_prefix)
     wanted, has = _places(model, places, config)
     if config.get("phm_layer") and config.get("shared_W_phm"):
         own = {**{place: {} for place in wanted}, **own}  # where nothing is a place's own
-    found, wrong = _blocks(model, places, own, shared, config)
+    found, wrong = _blocks(model, places, own, shared, config, has)
+    wrong += [f"{shown(name)}: the model itself has it, no module" for name in lost]
     wrong += [
         f"{name}: the config asks for a bottleneck there" for name in sorted(wanted - set(own))
     ]
     there = {block.place.stored for block in found}
-    wrong += [f"{name}: the model has no such layer" for name in sorted(there - has)]
+    wrong += [f"{name}: the config asks for none there" for name in sorted(there - wanted)]
     if wrong:
         raise misfit(model, wrong)
     hooks = Hooks()
@@ -69,7 +70,7 @@ def misfit(model: PreTrainedModel, wrong: list[str]) -> BaseMismatch:
     return BaseMismatch(
         f"the adapter does not fit this {type(model).__name__}: {len(wrong)} findings",
         details=wrong[:40],
-        remedy="check that this is the model it was trained on: adapterhub show REF",
+        remedy=invertible.CHECK,
     )
 
 
@@ -96,20 +97,26 @@ def by_base_path(model: PreTrainedModel, adapter: Adapter) -> dict[str, Mapping[
     return {without_prefix(model, m): roles for m, roles in adapter.modules.items()}
 
 
-def _sorted(modules: Modules) -> tuple[dict[str, Tensor], Modules, dict[str, Tensor]]:
-    """What all share, the bottlenecks', and the invertible adapter's."""
+def _sorted(
+    modules: Modules, prefix: str
+) -> tuple[dict[str, Tensor], Modules, dict[str, Tensor], list[str]]:
+    """What all share, the bottlenecks', and the invertible adapter's; and what of the first and
+    last is not the base model's, called `prefix`."""
     shared: dict[str, Tensor] = {}
     coupling: dict[str, Tensor] = {}
     own: dict[str, dict[str, Tensor]] = {}
+    lost = []
     for module, roles in modules.items():
         for role, tensor in roles.items():
-            if role.startswith(SHARED):
+            if role.startswith((SHARED, invertible.CONTAINER)) and module not in ("", prefix):
+                lost.append(f"{module}.{role}")
+            elif role.startswith(SHARED):
                 shared[role] = tensor
             elif role.startswith(invertible.CONTAINER):
                 coupling[role] = tensor
             else:
                 own.setdefault(module, {})[role] = tensor
-    return shared, own, coupling
+    return shared, own, coupling, lost
 
 
 def _blocks(
@@ -118,6 +125,7 @@ def _blocks(
     modules: Modules,
     shared: Mapping[str, Tensor],
     config: Mapping[str, Any],
+    has: Mapping[str, int],
 ) -> tuple[list[_Block], list[str]]:
     """And what does not fit, sentence by sentence."""
     given, hidden = settings(config), int(model.config.hidden_size)
@@ -127,8 +135,11 @@ def _blocks(
         if place is None:
             wrong.append(f"{shown(module)}: this architecture has no place of that name")
             continue
+        if module not in has:
+            wrong.append(f"{module}: the model has no such layer")
+            continue
         try:
-            tensors = built(roles, shared, config, hidden)
+            tensors = built(roles, shared, config, hidden, has[module])
         except BaseMismatch as error:
             wrong += [f"{shown(module)}: {detail}" for detail in error.details]
             continue
@@ -145,15 +156,16 @@ def _place(places: Places, module: str) -> Place | None:
 
 def _places(
     model: PreTrainedModel, places: Places, config: Mapping[str, Any]
-) -> tuple[set[str], set[str]]:
-    """Those that the config asks for, and all that the model has, by `stored`."""
+) -> tuple[set[str], dict[str, int]]:
+    """Those that the config asks for, and all that the model has, by `stored`; with the numbers
+    that the config has for their layers."""
     wanted: set[str] = set()
-    has: set[str] = set()
-    left = {int(layer) for layer in config.get("leave_out") or ()}
+    has: dict[str, int] = {}
+    left = set(config.get("leave_out") or ())
     by_pattern = {place.hidden: place for place in places.places}
     for pattern, layer, number in numbered(model, tuple(by_pattern)):
         place = by_pattern[pattern].at(str(layer))
-        has.add(place.stored)
+        has[place.stored] = number
         if config.get(place.location) and number not in left:
             wanted.add(place.stored)
     return wanted, has

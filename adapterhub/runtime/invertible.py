@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONTAINER = "invertible_adapters:"
+CHECK = "check that this is the model it was trained on: adapterhub show REF"
 _NETS = tuple(f"{net}.{i}.{end}" for net in "FG" for i in (0, 2) for end in ("weight", "bias"))
 
 
@@ -61,7 +62,7 @@ def _tensors(roles: Mapping[str, Tensor], hidden: int) -> dict[str, torch.Tensor
     if not wrong:
         half, rest = hidden // 2, hidden - hidden // 2
         for net, sizes in (("F", (rest, half)), ("G", (half, rest))):
-            inner = found[f"{net}.0.weight"].shape[0]
+            inner = next(iter(found[f"{net}.0.weight"].shape), 0)
             wanted = {
                 f"{net}.0.weight": (inner, sizes[0]), f"{net}.0.bias": (inner,),
                 f"{net}.2.weight": (sizes[1], inner), f"{net}.2.bias": (sizes[1],),
@@ -72,7 +73,9 @@ def _tensors(roles: Mapping[str, Tensor], hidden: int) -> dict[str, torch.Tensor
                 if found[name].shape != shape
             ]
     if wrong:
-        raise BaseMismatch("the invertible adapter's tensors do not fit", details=wrong)
+        raise BaseMismatch(
+            "the invertible adapter's tensors do not fit", details=wrong, remedy=CHECK
+        )
     return {name: torch_of(tensor) for name, tensor in found.items()}
 
 

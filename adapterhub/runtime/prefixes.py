@@ -30,6 +30,7 @@ from adapterhub.runtime.bottlenecks import (
     refuse_weight,
 )
 from adapterhub.runtime.hooks import Hooks
+from adapterhub.runtime.invertible import CHECK
 from adapterhub.runtime.places import (
     Attention,
     Places,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POOL = "prefix_tuning.pool"
+_HOME = "prefix_tuning"  # of the pool itself; each layer has it again
 GATES = "prefix_gates:"
 _MLP = ("control_trans.0.weight", "control_trans.0.bias")
 _MLP2 = ("control_trans.2.weight", "control_trans.2.bias")
@@ -68,9 +70,12 @@ def planned(
             remedy="load it with the library adapters",
         )
     pools, gates = _sorted(modules)
+    homes = {f"{module}.{POOL}" for module in _all(model, places)} | {_HOME}
+    lost = [module for module, roles in modules.items() if set(roles) & set(pools)]
+    lost = [module for module in lost if module not in homes]
     shape = _shape(model)
     layers = _layers(model, places, config)
-    wrong = [f"{shown(m)}: no attention of that name" for m in gates if m not in layers]
+    wrong = [f"{shown(m)}: no attention of that name" for m in (*lost, *gates) if m not in layers]
     wrong += [f"{role}: this architecture has no such prefix" for role in _others(pools, places)]
     if wrong:
         raise misfit(model, wrong)
@@ -84,7 +89,9 @@ def planned(
         mine = [a for a in layers.values() if a.prefix == prefix]
         values = _values(roles, config, shape, len(mine))
         for number, attention in enumerate(mine):
-            gate = _gate(gates.get(attention.stored, {}), config, attention)
+            gate = _gate(
+                gates.get(attention.stored, {}), config, attention, int(model.config.hidden_size)
+            )
             key, value = values[2 * number], values[2 * number + 1]
             hooks += _hooks(base_path(model) + attention.module, key, value, gate)
     return hooks
@@ -130,14 +137,18 @@ def _layers(
     model: PreTrainedModel, places: Places, config: Mapping[str, Any]
 ) -> dict[str, Attention]:
     """By `stored`, in the order in which the library numbers prefixes."""
-    left = {int(layer) for layer in config.get("leave_out") or ()}
+    left = set(config.get("leave_out") or ())
+    return {name: a for name, (a, number) in _all(model, places).items() if number not in left}
+
+
+def _all(model: PreTrainedModel, places: Places) -> dict[str, tuple[Attention, int]]:
+    """Of the whole model, with the numbers that the config has for their layers."""
     by_pattern = {attention.module: attention for attention in places.attention}
     found = [
-        by_pattern[pattern].at(str(layer))
+        (by_pattern[pattern].at(str(layer)), number)
         for pattern, layer, number in numbered(model, tuple(by_pattern))
-        if number not in left
     ]
-    return {attention.stored: attention for attention in found}
+    return {attention.stored: (attention, number) for attention, number in found}
 
 
 def _others(pool: Mapping[str, Tensor], places: Places) -> list[str]:
@@ -164,36 +175,52 @@ def _values(
             cut = flat.reshape(length, 2 * layers, shape.heads, shape.size)
             return cut.permute(1, 2, 0, 3).contiguous()
         wrong += [f"{flat.numel()} values, {length} · {row} were expected"] if not wrong else []
-    raise BaseMismatch("the prefixes do not fit this model", details=wrong)
+    raise BaseMismatch("the prefixes do not fit this model", details=wrong, remedy=CHECK)
 
 
 def _ejected(
     held: Mapping[str, torch.Tensor], config: Mapping[str, Any], wrong: list[str]
 ) -> torch.Tensor:
-    """What the MLP makes of its embeddings."""
+    """What the MLP makes of its embeddings: one row for each row of them."""
     import torch
 
     first, second = (tuple(held[name] for name in names) for names in (_MLP, _MLP2))
-    try:
-        inner = torch.nn.functional.linear(held["wte.weight"], *first)
-        inner = activation(config.get("non_linearity") or "tanh")(inner)
-        return torch.nn.functional.linear(inner, *second)
-    except RuntimeError as error:
-        wrong.append(f"the layers of the MLP do not go together: {error}")
+    shapes = [tuple(tensor.shape) for tensor in (held["wte.weight"], *first, *second)]
+    (rows, width), (out, inner) = (shapes[n] if len(shapes[n]) == 2 else (0, 0) for n in (0, 3))
+    if shapes != [(rows, width), (inner, width), (inner,), (out, inner), (out,)]:
+        said = ", ".join(str(list(shape)) for shape in shapes)
+        wrong.append(f"the layers of the MLP do not go together: {said}")
+    elif inner != (config.get("bottleneck_size") or inner):
+        wrong.append(f"the MLP is {inner} wide, bottleneck_size is {config['bottleneck_size']}")
+    if wrong:
         return torch.zeros(0)
+    linear = torch.nn.functional.linear
+    made = activation(config.get("non_linearity") or "tanh")(linear(held["wte.weight"], *first))
+    return linear(made, *second)
 
 
 def _gate(
-    roles: Mapping[str, Tensor], config: Mapping[str, Any], attention: Attention
+    roles: Mapping[str, Tensor], config: Mapping[str, Any], attention: Attention, hidden: int
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Weight (1 or 2, hidden) and bias."""
-    if bool(config.get("use_gating")) != (set(roles) == {"weight", "bias"}):
+    given = bool(config.get("use_gating"))
+    if set(roles) != ({"weight", "bias"} if given else set()):
         raise BaseMismatch(
-            f"{attention.stored}: use_gating is {config.get('use_gating')}, and the tensors of "
-            f"its gate are {', '.join(sorted(roles)) or 'none'}",
+            f"{attention.stored}: use_gating is {'on' if given else 'off'}, and the tensors of "
+            f"its gate are {', '.join(map(shown, sorted(roles))) or 'none'}",
             remedy="save the adapter again",
         )
-    return (torch_of(roles["weight"]), torch_of(roles["bias"])) if roles else None
+    if not roles:
+        return None
+    rows = 2 if config.get("shared_gating") is False else 1
+    weight, bias = roles["weight"].shape, roles["bias"].shape
+    if (weight, bias) != ((rows, hidden), (rows,)):
+        raise BaseMismatch(
+            f"{attention.stored}: the gate is {list(weight)} and {list(bias)}, {[rows, hidden]} "
+            f"and {[rows]} were expected",
+            remedy=CHECK,
+        )
+    return torch_of(roles["weight"]), torch_of(roles["bias"])
 
 
 def _hooks(

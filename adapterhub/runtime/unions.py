@@ -153,11 +153,13 @@ def _lora(
     except (AttributeError, ValueError) as error:
         raise BaseMismatch("the model has no such matrix") from error
     a, b = torch_of(roles["lora_A"]), torch_of(roles["lora_B"])
-    rank = a.shape[0]
-    if (tuple(a.shape), tuple(b.shape)) != ((rank, into), (out, rank)):
+    rank = a.shape[0] if a.ndim else 0
+    if not rank or (tuple(a.shape), tuple(b.shape)) != ((rank, into), (out, rank)):
         raise BaseMismatch(
             f"lora_A {list(a.shape)} and lora_B {list(b.shape)}, the weight is {[out, into]}"
         )
+    if rank != config.get("r", rank):
+        raise BaseMismatch(f"it has rank {rank}, config says r={config['r']}")
     if not config.get("use_gating"):
         return _Lora(a, b, alpha / rank)
     weight, bias = (torch_of(roles[role]) for role in _LORA[2:])

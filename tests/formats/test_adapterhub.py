@@ -180,9 +180,9 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
             {
                 "architecture": "union",
                 "configs": [
-                    {"architecture": "prefix_tuning"},
+                    {"architecture": "prefix_tuning", "prefix_length": 3},
                     {"architecture": None},
-                    {"architecture": "lora"},
+                    {"architecture": "lora", "r": 2, "alpha": 4},
                 ],
             },
             {
