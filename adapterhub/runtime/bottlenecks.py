@@ -8,7 +8,7 @@ the library's `Stack`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from adapterhub.runtime import invertible
 from adapterhub.runtime.bottleneck import Bottleneck, settings
 from adapterhub.runtime.bottleneck_tensors import SHARED, built
 from adapterhub.runtime.hooks import Hooks, Undo
+from adapterhub.runtime.passing import Passing
 from adapterhub.runtime.places import (
     Place,
     Places,
@@ -180,8 +181,8 @@ class _Block:
 
     place: Place
     bottleneck: Bottleneck
-    residual: Any = None
-    result: Any = None
+    residual: Passing = field(default_factory=Passing)
+    result: Passing = field(default_factory=Passing)
     norm: Callable[[Any], Any] | None = None
 
     def hooks(self, model: PreTrainedModel, prefix: str) -> Hooks:
@@ -200,23 +201,23 @@ class _Block:
         )
 
     def entered(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.residual = self.place.residual.value(args, kwargs)
+        self.residual.put(self.place.residual.value(args, kwargs))
+        self.result.take()  # of a pass that did not end
 
     def hidden(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         h = output[0] if isinstance(output, tuple) else output
-        residual, self.residual = self.residual, None
+        residual = self.residual.take()
         y = self.bottleneck(h, residual, self.norm)
         if self.bottleneck.leaves:
             if self.norm is None:
                 y = y - residual  # which the model adds again
             else:
-                self.result = y
+                self.result.put(y)
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
     def normed(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """The result in the norm's place; None where the bottleneck itself called the norm."""
-        result, self.result = self.result, None
-        return result
+        return self.result.take()
 
 
 def _refuse_others(model: PreTrainedModel, path: str) -> Undo:

@@ -60,7 +60,7 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     for hooks in planned.hooks:
         install(model, hooks)
         if not hooks.empty:
-            guard(model, [source.name])
+            guard(model, [source.name], loaded=True)
     return model.eval()
 
 

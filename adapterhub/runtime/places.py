@@ -73,11 +73,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention that takes prefixes; `prefix` names them in AdapterHub's keys."""
+    """An attention that takes prefixes; `prefix` names them in AdapterHub's keys.
+
+    `projections`: the names of query, key, value and output where it knows no cache. `asked`: the
+    field of the config that asks for these prefixes, if one does. `first`: whether the first layer
+    counts the keys for all.
+    """
 
     prefix: str
     stored: str
     module: str
+    projections: tuple[str, ...] = ()
+    asked: str = ""
+    first: bool = False
 
     def at(self, layer: str) -> Attention:
         return replace(self, stored=_filled(self.stored, layer), module=_filled(self.module, layer))
@@ -96,6 +104,17 @@ class Places:
     attention: tuple[Attention, ...]
     embedded: tuple[str, str] | None
     turned_back: bool = False
+    loras: tuple[Fused, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A matrix that AdapterHub adds LoRA to under another name than the model's, or of which it
+    adds to `parts`: of "qkv", one third of the rows each."""
+
+    stored: str
+    module: str
+    parts: str = ""
 
 
 @cache
@@ -126,9 +145,13 @@ def places_of(model: PreTrainedModel) -> Places:
             Place(p["location"], p["stored"], p["hidden"], Argument(**p["residual"]), p.get("norm"))
             for p in row["places"]
         ),
-        tuple(Attention(**a) for a in row.get("attention", ())),
+        tuple(
+            Attention(**{**a, "projections": tuple(a.get("projections", ()))})
+            for a in row.get("attention", ())
+        ),
         next(iter(row.get("embedded", {}).items()), None),
         turned_back,
+        tuple(Fused(**lora) for lora in row.get("loras", ())),
     )
 
 

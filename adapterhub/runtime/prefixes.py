@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from adapterhub.adapter import Adapter
 from adapterhub.errors import BaseMismatch, NotSupported
-from adapterhub.runtime import prefix_cache
+from adapterhub.runtime import attending, prefix_cache
 from adapterhub.runtime.arrays import torch_of
 from adapterhub.runtime.bottleneck import activation
 from adapterhub.runtime.bottlenecks import (
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 POOL = "prefix_tuning.pool"
 _HOME = "prefix_tuning"  # of the pool itself; each layer has it again
 GATES = "prefix_gates:"
+CONTAINER = "prefix_tunings:"
 _MLP = ("control_trans.0.weight", "control_trans.0.bias")
 _MLP2 = ("control_trans.2.weight", "control_trans.2.bias")
 
@@ -71,7 +72,7 @@ def planned(
         )
     pools, gates = _sorted(modules)
     homes = {f"{module}.{POOL}" for module in _all(model, places)} | {_HOME}
-    lost = [module for module, roles in modules.items() if set(roles) & set(pools)]
+    lost = [m for m, roles in modules.items() if not all(r.startswith(GATES) for r in roles)]
     lost = [module for module in lost if module not in homes]
     shape = _shape(model)
     layers = _layers(model, places, config)
@@ -93,7 +94,7 @@ def planned(
                 gates.get(attention.stored, {}), config, attention, int(model.config.hidden_size)
             )
             key, value = values[2 * number], values[2 * number + 1]
-            hooks += _hooks(base_path(model) + attention.module, key, value, gate)
+            hooks += _hooks(model, attention, prefix_cache.Prefixed(key, value, gate))
     return hooks
 
 
@@ -106,7 +107,8 @@ class _Shape:
 def _shape(model: PreTrainedModel) -> _Shape:
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    size = size or config.hidden_size // config.num_attention_heads
     return _Shape(heads, size)
 
 
@@ -120,6 +122,7 @@ def _sorted(modules: Modules) -> tuple[dict[str, Tensor], dict[str, dict[str, Te
                 layer = module.removesuffix(".prefix_tuning")
                 gates.setdefault(layer, {})[role.removeprefix(GATES)] = tensor
                 continue
+            role = role.removeprefix(CONTAINER)  # where the name of the prefix is not a usual one
             first = pool.setdefault(role, tensor)
             if first is not tensor and not _same(first, tensor):
                 raise BaseMismatch(
@@ -138,7 +141,19 @@ def _layers(
 ) -> dict[str, Attention]:
     """By `stored`, in the order in which the library numbers prefixes."""
     left = set(config.get("leave_out") or ())
-    return {name: a for name, (a, number) in _all(model, places).items() if number not in left}
+    every = _all(model, places)
+    found = {
+        name: a
+        for name, (a, number) in every.items()
+        if number not in left and (not a.asked or config.get(a.asked) is not False)
+    }
+    if any(a.first for a in found.values()) and left & {number for _, number in every.values()}:
+        raise NotSupported(
+            f"prefixes that leave out layers are not attached to a {model.config.model_type}: its "
+            "first layer counts the keys for all",
+            remedy="load it with the library adapters",
+        )
+    return found
 
 
 def _all(model: PreTrainedModel, places: Places) -> dict[str, tuple[Attention, int]]:
@@ -224,8 +239,12 @@ def _gate(
 
 
 def _hooks(
-    path: str, key: torch.Tensor, value: torch.Tensor, gate: tuple[Any, Any] | None
+    model: PreTrainedModel, attention: Attention, prefixed: prefix_cache.Prefixed
 ) -> Hooks:
-    prefixed = prefix_cache.Prefixed(key, value, gate)
-    nbytes = key.nbytes + value.nbytes + sum(part.nbytes for part in gate or ())
-    return Hooks(before=((path, prefixed.entered),), nbytes=nbytes)
+    path = base_path(model) + attention.module
+    held = (prefixed.key, prefixed.value, *(prefixed.gate or ()))
+    nbytes = sum(tensor.nbytes for tensor in held)
+    if not attention.projections:
+        return Hooks(before=((path, prefixed.entered),), nbytes=nbytes)
+    names = cast(attending.Projections, attention.projections)
+    return Hooks(nbytes=nbytes) + attending.hooks(model, path, prefixed, names)
