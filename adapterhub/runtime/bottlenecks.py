@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.adapter import REPLACE, Adapter
 from adapterhub.errors import BaseMismatch, NotSupported
 from adapterhub.runtime import invertible
-from adapterhub.runtime.bottleneck import Bottleneck, settings
+from adapterhub.runtime.bottleneck import Bottleneck, activation, settings
 from adapterhub.runtime.bottleneck_tensors import SHARED, built
 from adapterhub.runtime.hooks import Hooks, Undo
 from adapterhub.runtime.passing import Passing
@@ -130,6 +130,7 @@ def _blocks(
 ) -> tuple[list[_Block], list[str]]:
     """And what does not fit, sentence by sentence."""
     given, hidden = settings(config), int(model.config.hidden_size)
+    activate = activation(given.non_linearity)
     found, wrong = [], []
     for module, roles in modules.items():
         place = _place(places, module)
@@ -144,7 +145,7 @@ def _blocks(
         except BaseMismatch as error:
             wrong += [f"{shown(module)}: {detail}" for detail in error.details]
             continue
-        found.append(_Block(place, Bottleneck(given, tensors)))
+        found.append(_Block(place, Bottleneck(given, tensors, activate)))
     return found, wrong
 
 

@@ -11,7 +11,7 @@ refused: the library's own forward pass of it cannot take a batch of sequences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ def planned(
             f"{model.config.model_type}; NICE is, behind the embeddings of text models",
             remedy="load it with the library adapters",
         )
-    coupling = Coupling(_tensors(roles, int(model.config.hidden_size)), config["non_linearity"])
+    tensors = _tensors(roles, int(model.config.hidden_size))
+    coupling = Coupling(tensors, activation(config["non_linearity"]))
     when, path = places.embedded
     path = base_path(model) + path
     entering = ((path, coupling.entering),) if when == "before" else ()
@@ -87,10 +88,10 @@ def _head(model: PreTrainedModel) -> str | None:
 
 @dataclass(frozen=True)
 class Coupling:
-    """`tensors`: weights and biases of F and G."""
+    """`tensors`: weights and biases of F and G; `activate`: the function within them."""
 
     tensors: Mapping[str, torch.Tensor]
-    non_linearity: str
+    activate: Callable[[Any], Any]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         import torch
@@ -111,7 +112,7 @@ class Coupling:
 
         linear = torch.nn.functional.linear
         held = {end: self.tensors[f"{net}.{end}"].to(x) for end in _ENDS}
-        inner = activation(self.non_linearity)(linear(x, held["0.weight"], held["0.bias"]))
+        inner = self.activate(linear(x, held["0.weight"], held["0.bias"]))
         return linear(inner, held["2.weight"], held["2.bias"])
 
     def leaving(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:

@@ -9,9 +9,7 @@ prefix with them, as it does in the library.) An attention that never asks for a
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import NotSupported
@@ -22,15 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prefixed:
-    """`key`, `value`: (heads, prefix, size). `gate`: weight (1 or 2, hidden) and bias."""
+    """`key`, `value`: (heads, prefix, size). `gate`: weight (1 or 2, hidden) and bias. `names`:
+    those of the arguments of the attention's own forward pass."""
 
     key: torch.Tensor
     value: torch.Tensor
     gate: tuple[torch.Tensor, torch.Tensor] | None
+    names: tuple[str, ...]
 
     def entered(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the attention's forward pass."""
-        names = _names(type(module))
+        names = self.names
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         mask = "mask" if "mask" in names else "attention_mask"
         x = given["hidden_states"]
@@ -55,12 +55,6 @@ class Prefixed:
         weight, bias = (part.to(x) for part in self.gate)
         gate = torch.sigmoid(torch.nn.functional.linear(x, weight, bias)).mean(dim=1)
         return key * gate[:, 0].view(-1, 1, 1, 1), value * gate[:, -1].view(-1, 1, 1, 1)
-
-
-@cache
-def _names(kind: type) -> tuple[str, ...]:
-    """Of the arguments of an attention's own forward pass."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
 
 
 class Cache:

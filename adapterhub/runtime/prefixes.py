@@ -13,6 +13,7 @@ for a model that was trained with AdapterHub. Source: adapters/methods/prefix_tu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -94,7 +95,9 @@ def planned(
                 gates.get(attention.stored, {}), config, attention, int(model.config.hidden_size)
             )
             key, value = values[2 * number], values[2 * number + 1]
-            hooks += _hooks(model, attention, prefix_cache.Prefixed(key, value, gate))
+            own = type(model.get_submodule(base_path(model) + attention.module)).forward
+            names = tuple(inspect.signature(own).parameters)[1:]
+            hooks += _hooks(model, attention, prefix_cache.Prefixed(key, value, gate, names))
     return hooks
 
 
