@@ -138,7 +138,7 @@ def member_problems(config: Mapping[str, Any]) -> list[Problem]:
     if _architecture(config) != "union":
         return []
     members, outer = config.get("configs"), _object(config.get(OUTER))
-    found = []
+    found: list[Problem] = []
     for number, member in enumerate(members if isinstance(members, list) else ()):
         if not isinstance(member, dict) or len(found) > MOST:
             continue  # said by the union's own schema

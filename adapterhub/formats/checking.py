@@ -23,7 +23,9 @@ def method_problems(adapter: Adapter, *, own_tensors: bool = False) -> list[Prob
         text = f"the method {adapter.method} is not supported by this version"
         known = f"supported methods: {', '.join(sorted(METHODS))}"
         return [Problem("method", text, known, fatal=True)]
-    return generic.foreign_problems(adapter) if own_tensors else row.implementation.problems(adapter)
+    return (
+        generic.foreign_problems(adapter) if own_tensors else row.implementation.problems(adapter)
+    )
 
 
 def base_problems(base: BaseClaim) -> list[Problem]:

@@ -98,6 +98,10 @@ def _layout_problems(adapter: Adapter, layout: Layout) -> Iterator[Problem]:
         form = layout.shared if module == "" else _form(layout, roles, is_saved)
         if module and not _is_adapted(roles, layout):
             continue
+        if not module and not layout.shared and adapter.format == "native" and _own(roles):
+            name = shown(next(iter(_own(roles))))
+            yield _fatal("odd-tensors", f"{name} belongs to no module, and none of these does")
+            continue
         yield from _role_problems(module, _own(roles), form, is_saved)
         try:
             found = _bound(adapter, layout, module, roles, common)
@@ -239,6 +243,8 @@ def signature(adapter: Adapter) -> Signature:
     bound = dict(_all_bound(adapter, layout))
     modules = {m: _sides(layout, bound.get(m, {})) for m in _touched(adapter)}
     width, layers, kv_width = sizes.prompt(adapter, bound)
+    if adapter.method == "adaption_prompt":  # its modules have no weight of their own
+        modules = {}
     return Signature(modules, _whole(adapter), width, layers, kv_width)
 
 
@@ -280,13 +286,16 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
         "do it yet",
         "no": "what it does is no change of the base's weights",
     }
-    loader = "peft" if row.peft_type else "the library that it comes from"
-    by_hand = "merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()"
-    can = row.mathematics.merge != "no" and row.peft_type
+    attaches = "attach" in row.does
+    remedy = f"load it with {'peft' if row.peft_type else 'the library that it comes from'}"
+    if attaches:
+        remedy = "attach it: ah.load_model(REF), or ah.attach(model, REF)"
+    elif row.mathematics.merge != "no" and row.peft_type:
+        remedy = "merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()"
     raise NotMergeable(
-        f"{row.title} ({adapter.method}) cannot be merged or loaded here: "
+        f"{row.title} ({adapter.method}) cannot be merged{'' if attaches else ' or loaded'} here: "
         f"{ways[row.mathematics.merge]}",
-        remedy=by_hand if can else f"load it with {loader}",
+        remedy=remedy,
     )
 
 

@@ -137,7 +137,7 @@ def refuse_variants(config: Mapping[str, Any], *, base_is_initialised: bool) -> 
     for field, (name, reason) in VARIANTS.items():
         if config.get(field) and reason:
             raise NotMergeable(
-                f"this adapter is a {name} variant of LoRA ({field} is set) and cannot be merged: "
+                f"this adapter is of the {name} variant of LoRA ({field} is set) and cannot be merged: "
                 f"{reason}",
                 remedy="load it with peft, or retrain without this option",
             )

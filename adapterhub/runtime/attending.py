@@ -61,9 +61,7 @@ def _dropout(module: Any) -> float:
     return float(module.dropout.p if found is None else found)
 
 
-def hooks(
-    model: PreTrainedModel, path: str, prefixed: Prefixed, projections: Projections
-) -> Hooks:
+def hooks(model: PreTrainedModel, path: str, prefixed: Prefixed, projections: Projections) -> Hooks:
     return Hooks(others=(partial(_attend, model, path, prefixed, projections),))
 
 

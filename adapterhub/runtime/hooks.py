@@ -37,8 +37,8 @@ class Hooks:
     the hooks hold.
 
     Several adapters' hooks on one module run in the order in which they were attached. Tensors
-    follow the device and dtype of what they meet in the pass, so that `model.to` needs no notice. Compiled
-    code is made anew.
+    follow the device and dtype of what they meet in the pass, so that `model.to` needs no notice.
+    What torch.compile has made is made anew.
     """
 
     before: tuple[tuple[str, Before], ...] = ()

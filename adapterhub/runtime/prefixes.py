@@ -241,9 +241,7 @@ def _gate(
     return torch_of(roles["weight"]), torch_of(roles["bias"])
 
 
-def _hooks(
-    model: PreTrainedModel, attention: Attention, prefixed: prefix_cache.Prefixed
-) -> Hooks:
+def _hooks(model: PreTrainedModel, attention: Attention, prefixed: prefix_cache.Prefixed) -> Hooks:
     path = base_path(model) + attention.module
     held = (prefixed.key, prefixed.value, *(prefixed.gate or ()))
     nbytes = sum(tensor.nbytes for tensor in held)

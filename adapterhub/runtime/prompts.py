@@ -172,7 +172,9 @@ class _Routed:
         self._inside.put(True)
         try:
             given = {**dict(zip(self._names, args, strict=False)), **kwargs}
-            return self._generated(given) if self._own.__name__ == "generate" else self._its(**given)
+            return (
+                self._generated(given) if self._own.__name__ == "generate" else self._its(**given)
+            )
         finally:
             self._inside.take()
 

@@ -175,6 +175,8 @@ def _lora(
         raise BaseMismatch(f"it has {', '.join(sorted(roles))}; {', '.join(sorted(wanted))}")
     out, into = _sides(model, path)
     matrices = config.get("attn_matrices") or ["q", "v"]
+    if not isinstance(matrices, list):
+        raise BaseMismatch("attn_matrices of the config is no list")
     numbers = [n for n, name in enumerate(fused) if name in matrices] if fused else [0]
     if not numbers:
         raise BaseMismatch("attn_matrices of the config names none of its parts")

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 from safetensors.numpy import load_file, save_file
 
 from adapterhub import formats
 from adapterhub.errors import AdapterHubError
 from adapterhub.registry import inspection
 from adapterhub.runtime.hooks import hooked
+
+pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
 Change = Callable[[dict[str, Any]], Any]
@@ -188,7 +188,7 @@ def names(case: str) -> list[str]:
 def ends_alike(name: str) -> Callable[[str], bool]:
     """The pool is saved again with every layer."""
     end = name.partition("prefix_tunings.")[2]
-    return lambda other: other == name or bool(end) and other.endswith(end)
+    return lambda other: other == name or (bool(end) and other.endswith(end))
 
 
 @pytest.mark.parametrize("case", CASES)
