@@ -178,7 +178,9 @@ def _retrieve(uri: str) -> Resource[Any]:
     if not (uri.startswith(_BASE_URI) and uri.endswith(".json")):
         raise NoSuchResource(uri)
     schema = load(uri.removeprefix(_BASE_URI).removesuffix(".json"))
-    return DRAFT202012.create_resource({k: v for k, v in schema.items() if k != "$id"})
+    # With its $schema, jsonschema would go on with the usual validator instead of ours.
+    own = {k: v for k, v in schema.items() if k not in ("$id", "$schema")}
+    return DRAFT202012.create_resource(own)
 
 
 def _positions(document: object) -> Callable[[ValidationError], tuple[int, ...]]:
