@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.adapter import REPLACE, Adapter
@@ -159,17 +160,19 @@ class _Ladder:
         self._pass.put(self._linear(_given(args, kwargs), self._shared, "first_down"))
 
     def rung(self, number: int) -> After:
-        def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            _refuse_cache(kwargs, hidden)
-            down = self._linear(hidden, self._own[number], "down")
-            mixed = self._mixed(self._own[number]["gate"], self._pass.take(), down)
-            layer = self._layers[number].to(mixed.device, mixed.dtype)
-            rest = args[1:] if args else ()
-            made = layer(mixed, *rest, **self._narrowed(mixed, kwargs))
-            self._pass.put(made[0] if isinstance(made, tuple) else made)
+        return partial(self._after, number)  # no closure: a copy of the model has its own ladder
 
-        return after
+    def _after(
+        self, number: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        _refuse_cache(kwargs, hidden)
+        down = self._linear(hidden, self._own[number], "down")
+        mixed = self._mixed(self._own[number]["gate"], self._pass.take(), down)
+        layer = self._layers[number].to(mixed.device, mixed.dtype)
+        rest = args[1:] if args else ()
+        made = layer(mixed, *rest, **self._narrowed(mixed, kwargs))
+        self._pass.put(made[0] if isinstance(made, tuple) else made)
 
     def finish(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
