@@ -27,6 +27,7 @@ from adapterhub.registry import (
     loading,
     looking,
     runs,
+    sparse,
     verifying,
 )
 from adapterhub.registry.adding import Added, BaseAtHand, Request
@@ -157,12 +158,26 @@ class Registry:
         README.md goes along with this one; what people edited never does.
 
         With `base` (a BASE) it is checked against that base, whose digests are recorded and which
-        is registered; `progress` is told of its bytes hashed. The same bytes again change nothing.
+        is registered; `progress` is told of its bytes hashed. Whole weights with a FISH mask need
+        it: their difference is stored, as native. The same bytes again change nothing.
         Raises what is wrong, before anything is stored.
         """
         path = looking.local(path)
         before = adding.fingerprints(path)
         reading = loading.read(path, allow_pickle)
+        if base is not None and sparse.is_against(reading):
+            with sparse.written(reading, self.base.resolve(base), allow_pickle) as native:
+                return self.add(
+                    native,
+                    name=name or runs.default_name(reading.path),
+                    tag=tag,
+                    base=base,
+                    labels=labels,
+                    new=new,
+                    origin=origin or {"path": str(reading.path.resolve())},
+                    follow_card=follow_card,
+                    progress=progress,
+                )
         request = Request(
             name=check_name(name or runs.default_name(reading.path)),
             tags=tuple(check_tag(t) for t in ([tag] if isinstance(tag, str) else tag)),
