@@ -267,6 +267,8 @@ def read(path: Path, *, allow_pickle: bool = False) -> Reading:
 def _unknown(sight: Sight) -> Reading:
     text = f"{sight.path} is not an adapter of a known format; seen: {sight.described()}"
     remedy = "point at a directory that holds adapter_config.json"
+    if like_model := [n for n in ("model.safetensors", "pytorch_model.bin") if sight.has(n)]:
+        remedy += f", or name the file, if it is one: {sight.directory / like_model[0]}"
     contents = [c for c in sight.contents if c.kind or c.problem]
     is_model = not sight.has_config and sight.has("config.json")
     if is_model or not (contents or sight.has_config):

@@ -25,6 +25,9 @@ MAX_OPCODES = 300_000
 MAX_NAMES = 20_000
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's format before 1.6
 _LONGEST_SHAPE = 32
+_PARAMETERS = frozenset(
+    f"torch._utils._rebuild_parameter{state}" for state in ("", "_with_state")
+)
 
 Shape = tuple[int, ...]
 
@@ -134,18 +137,26 @@ class Machine:
         self.stack.append(self.memo.get(argument, _OPAQUE))
 
     def pairs(self, items: Sequence[Any]) -> None:
+        """Of the dict on top of the stack."""
+        target = self.stack[-1] if self.stack else None
         for key, value in zip(items[::2], items[1::2], strict=False):
             if not isinstance(key, str) or name_problem(key):
                 continue
             if isinstance(value, Seen):
                 self.tensors[key] = value.shape
-            elif value is not _DICT:
+            elif not isinstance(value, _Dict):
                 self.others[key] = None
+                if isinstance(target, _Dict):
+                    target.others.append(key)
         if len(self.tensors) + len(self.others) > MAX_NAMES:
             raise _Enough
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
+        if isinstance(function, Global) and function.name in _PARAMETERS:
+            for state in arguments if isinstance(arguments, tuple) else ():
+                for name in state.others if isinstance(state, _Dict) else ():
+                    self.others.pop(name, None)  # an attribute that somebody gave the parameter
         self.stack.append(_called(function, arguments))
 
     def global_named(self) -> None:
@@ -159,10 +170,10 @@ class _Enough(Exception):
 
 
 class _Dict(_Opaque):
-    pass
+    """A dict, and the names of its values that are no tensors."""
 
-
-_DICT = _Dict()
+    def __init__(self) -> None:
+        self.others: list[str] = []
 
 
 def _called(function: Any, arguments: Any) -> Any:
@@ -170,9 +181,9 @@ def _called(function: Any, arguments: Any) -> Any:
         return _OPAQUE
     if function.name.startswith("torch._utils._rebuild_tensor"):
         return Seen(_shape(arguments))
-    if function.name == "torch._utils._rebuild_parameter" and isinstance(arguments, tuple):
+    if function.name in _PARAMETERS and isinstance(arguments, tuple):
         return arguments[0] if arguments and isinstance(arguments[0], Seen) else Seen(None)
-    return _DICT if function.name == "collections.OrderedDict" else _OPAQUE
+    return _Dict() if function.name == "collections.OrderedDict" else _OPAQUE
 
 
 def _shape(arguments: Any) -> Shape | None:
@@ -198,8 +209,9 @@ def _setitem(machine: Machine, _: Any) -> None:
 
 
 def _dict(machine: Machine, _: Any) -> None:
-    machine.pairs(machine.marked())
-    machine.stack.append(_DICT)
+    items = machine.marked()
+    machine.stack.append(_Dict())
+    machine.pairs(items)
 
 
 def _persistent(machine: Machine, _: Any) -> None:
@@ -228,7 +240,7 @@ _ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
     "TUPLE2": _tuple_of(2),
     "TUPLE3": _tuple_of(3),
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.marked())),
-    "EMPTY_DICT": lambda machine, _: machine.stack.append(_DICT),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append(_Dict()),
     "DICT": _dict,
     "SETITEM": _setitem,
     "SETITEMS": lambda machine, _: machine.pairs(machine.marked()),

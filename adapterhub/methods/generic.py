@@ -255,9 +255,9 @@ def _whole(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 def parts(adapter: Adapter) -> Meaning:
     """The whole tensors; what the method itself does is nobody's part yet.
 
-    Only PEFT's are the model's own: the heads of other formats are modules of their library.
+    Not the heads of AdapterHub, which are modules of its own classes.
     """
-    if adapter.format != "peft":
+    if adapter.format == "adapterhub":
         return ()
     return tuple(
         Replacement(module, role.removeprefix(REPLACE), tensor, role)

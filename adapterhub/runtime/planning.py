@@ -7,9 +7,10 @@ bits of the merged checkpoint. Nothing is changed here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
+from adapterhub.adapter import REPLACE, Adapter
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.merging.draft import Draft
@@ -17,6 +18,7 @@ from adapterhub.merging.quantised import refuse_dtype
 from adapterhub.merging.ties import differ
 from adapterhub.merging.work import Fate, Options, Source, Work
 from adapterhub.methods import Meaning, Replacement, method
+from adapterhub.methods.mergeable import replacements
 from adapterhub.registry.fit import mismatch, wrong_ranks
 from adapterhub.registry.tied import spread
 from adapterhub.runtime import quantised
@@ -56,11 +58,27 @@ def _asked(live: Live, source: Source, options: Options) -> tuple[Hooks, Meaning
     """What goes beside the weights, and what goes into them."""
     known = hooked(source.adapter.method)
     if known is not None:
-        return known.plan(live.model, source.adapter, source.weight), ()
+        beside, heads = _apart(source.adapter)
+        return known.plan(live.model, beside, source.weight), heads
     found = method(source.adapter.method).implementation.meaning(
         source.adapter, base_is_initialised=options.base_is_initialised
     )
     return quantised.plan(live, source, found)
+
+
+def _apart(adapter: Adapter) -> tuple[Adapter, Meaning]:
+    """What a hooked method does itself, and the whole tensors of the model that came along.
+
+    Those of PEFT's prompts are put there by PEFT; AdapterHub's heads are none of the model's.
+    """
+    if adapter.format not in ("native", "adamix"):
+        return adapter, ()
+    own = {
+        module: {role: tensor for role, tensor in roles.items() if not role.startswith(REPLACE)}
+        for module, roles in adapter.modules.items()
+    }
+    modules = {module: roles for module, roles in own.items() if roles}
+    return replace(adapter, modules=modules), tuple(replacements(adapter))
 
 
 def _drafted(
