@@ -147,7 +147,7 @@ class Machine:
             elif not isinstance(value, _Dict):
                 self.others[key] = None
                 if isinstance(target, _Dict):
-                    target.others.append(key)
+                    target.others += (key,)
         if len(self.tensors) + len(self.others) > MAX_NAMES:
             raise _Enough
 
@@ -172,8 +172,10 @@ class _Enough(Exception):
 class _Dict(_Opaque):
     """A dict, and the names of its values that are no tensors."""
 
+    __slots__ = ("others",)
+
     def __init__(self) -> None:
-        self.others: list[str] = []
+        self.others: tuple[str, ...] = ()
 
 
 def _called(function: Any, arguments: Any) -> Any:

@@ -275,6 +275,11 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
         "do it yet",
         "no": "what it does is no change of the base's weights",
     }
+    if row.does == ("attach",):
+        raise NotMergeable(
+            f"{row.title} ({adapter.method}) cannot be merged: {ways[row.mathematics.merge]}",
+            remedy="attach it to a model in memory: ah.attach(model, REF), or ah.load_model(REF)",
+        )
     loader = "peft" if row.peft_type else "the library that it comes from"
     by_hand = "merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()"
     can = row.mathematics.merge != "no" and row.peft_type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -190,7 +191,8 @@ class Registry:
         at_hand = self._at_hand(base, adapter, path, progress) if base is not None else None
         added = adding.add(self.store, reading, request, at_hand, before)
         if at_hand is not None:
-            self.base.remember(at_hand.base, at_hand.weights_root)
+            called = self.base.remember(at_hand.base, at_hand.weights_root)
+            return replace(added, base=added.base or called)
         return added
 
     def _at_hand(

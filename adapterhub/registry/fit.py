@@ -160,8 +160,10 @@ def mismatches(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     """Why `adapter` cannot be applied to the base, a sentence for each module."""
     base = seen(base, base.model_class, [(adapter, parts)])
     naming = Naming(base)
-    found = [sentence for part in parts if (sentence := mismatch(naming, part, adapter.config))]
-    return [*found, *wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, parts)]
+    said = [(part, mismatch(naming, part, adapter.config)) for part in parts]
+    found = [sentence for _, sentence in said if sentence]
+    rest = tuple(part for part, sentence in said if not sentence)
+    return [*found, *wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, rest)]
 
 
 def _homeless(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:

@@ -21,7 +21,7 @@ from adapterhub.methods import Meaning, Replacement, method
 from adapterhub.methods.mergeable import replacements
 from adapterhub.registry.fit import mismatch, wrong_ranks
 from adapterhub.registry.tied import spread
-from adapterhub.runtime import quantised
+from adapterhub.runtime import new_biases, quantised
 from adapterhub.runtime.hooks import Hooks, hooked
 from adapterhub.runtime.live import Live, refuse_model
 
@@ -42,6 +42,7 @@ def plan(live: Live, sources: Sequence[Source], *, base_is_initialised: bool = F
     refuse_model(live.model)
     options = Options(base_is_initialised=base_is_initialised)
     asked = [_asked(live, source, options) for source in sources]
+    new_biases.refuse_twice(hooks for hooks, _ in asked)
     meanings = [meaning for _, meaning in asked]
     _refuse_misfits(live, sources, meanings)
     draft = _drafted(live, sources, meanings, options)
@@ -63,7 +64,9 @@ def _asked(live: Live, source: Source, options: Options) -> tuple[Hooks, Meaning
     found = method(source.adapter.method).implementation.meaning(
         source.adapter, base_is_initialised=options.base_is_initialised
     )
-    return quantised.plan(live, source, found)
+    added, rest = new_biases.apart(live, source, found)
+    hooks, rest = quantised.plan(live, source, rest)
+    return added + hooks, rest
 
 
 def _apart(adapter: Adapter) -> tuple[Adapter, Meaning]:
