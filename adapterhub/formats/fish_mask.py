@@ -92,9 +92,7 @@ def _problem(sight: Sight, weights: list[Content]) -> Problem:
     return Problem("no-weights", text, remedy, fatal=True)
 
 
-def tensors(
-    path: Path, allow_pickle: bool
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+def tensors(path: Path, allow_pickle: bool) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """Weights and mask of what `read` found whole. Raises PickleRefused, InvalidTensorFile,
     InvalidAdapter for masks of one parameter in two shapes.
     """

@@ -25,9 +25,7 @@ MAX_OPCODES = 300_000
 MAX_NAMES = 20_000
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's format before 1.6
 _LONGEST_SHAPE = 32
-_PARAMETERS = frozenset(
-    f"torch._utils._rebuild_parameter{state}" for state in ("", "_with_state")
-)
+_PARAMETERS = frozenset(f"torch._utils._rebuild_parameter{state}" for state in ("", "_with_state"))
 
 Shape = tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""What the readers of plain state dicts share: one file without a config, a pickle or safetensors."""
+"""What the readers of plain state dicts share: one file without a config."""
 
 from __future__ import annotations
 

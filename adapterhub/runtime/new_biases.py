@@ -57,9 +57,10 @@ def _is_new(live: Live, part: Replacement) -> bool:
     path = live.naming.stored(part.module)
     if part.parameter != "bias" or f"{path}.weight" not in live.held:
         return False
-    module = live.model.get_submodule(path)
-    size = (getattr(module, "out_features", None),)
-    return isinstance(module, torch.nn.Linear) and module.bias is None and part.value.shape == size
+    module: Any = live.model.get_submodule(path)
+    if not isinstance(module, torch.nn.Linear) or getattr(module, "bias", None) is not None:
+        return False
+    return part.value.shape == (module.out_features,)
 
 
 def refuse_twice(hooks: Iterable[Hooks]) -> None:

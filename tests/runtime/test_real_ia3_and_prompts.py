@@ -190,15 +190,14 @@ def test_the_encoder_sees_the_hundred_vectors(
     there = tmp_path / "peft"
     there.mkdir()
     (there / "adapter_config.json").write_text(json.dumps(config))
-    torch.save({"prompt_embeddings": torch.from_numpy(np.load(source))}, there / "adapter_model.bin")
+    prompt = {"prompt_embeddings": torch.from_numpy(np.load(source))}
+    torch.save(prompt, there / "adapter_model.bin")
     expected = output(peft.PeftModel.from_pretrained(loaded(tmp_path / "base"), there).eval())
     np.testing.assert_allclose(attached.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
     assert float((attached - bare).abs().max()) > 1e-3
 
 
-def test_the_prompts_are_kept_as_they_are(
-    corpus: Path, registry: Registry, tmp_path: Path
-) -> None:
+def test_the_prompts_are_kept_as_they_are(corpus: Path, registry: Registry, tmp_path: Path) -> None:
     source = corpus / "adapters" / "google-prompts-t5-base-npy" / "mrpc.npy"
     registry.add(source)
     registry.export("mrpc", tmp_path / "out")
