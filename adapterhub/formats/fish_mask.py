@@ -97,9 +97,11 @@ def tensors(path: Path, allow_pickle: bool) -> tuple[Mapping[str, Tensor], Mappi
     InvalidAdapter for masks of one parameter in two shapes.
     """
     sight = Sight.of(path)
-    (weights,) = _weights(sight)
+    weights = _weights(sight)
+    if len(weights) != 1:
+        raise InvalidAdapter(f"{path} changed while it was read", remedy="add it again")
     masks = [statedict.tensors(mask, allow_pickle) for mask in _masks(sight)]
-    return statedict.tensors(weights, allow_pickle), dict(_united(masks))
+    return statedict.tensors(weights[0], allow_pickle), dict(_united(masks))
 
 
 def _united(masks: list[Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

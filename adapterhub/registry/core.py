@@ -29,6 +29,7 @@ from adapterhub.registry import (
     looking,
     runs,
     sparse,
+    storing,
     verifying,
 )
 from adapterhub.registry.adding import Added, BaseAtHand, Request
@@ -167,6 +168,7 @@ class Registry:
         before = adding.fingerprints(path)
         reading = loading.read(path, allow_pickle)
         if base is not None and sparse.is_against(reading):
+            storing.refuse_links(reading, self.store)
             with sparse.written(reading, self.base.resolve(base), allow_pickle) as native:
                 return self.add(
                     native,

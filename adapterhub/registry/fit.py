@@ -42,6 +42,9 @@ __all__ = [
 
 LABELLED = ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLS")  # tasks whose heads have a row for each label
 
+_ANOTHER = "check that this is the base it was trained on: adapterhub show REF"
+_PACKED = "this base is quantised: give the full-precision one, from which it was made"
+
 
 # --- the class of the result ------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ def refuse(base: Base, name: str, found: Sequence[str]) -> None:
         raise BaseMismatch(
             f"{name} does not fit the base {base.path}: {count}",
             details=found,
-            remedy="check that this is the base it was trained on: adapterhub show REF",
+            remedy=_PACKED if base.config.get("quantization_config") else _ANOTHER,
         )
 
 

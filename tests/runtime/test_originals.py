@@ -122,6 +122,14 @@ def test_another_base_is_refused(registry: Registry, base: Path, tmp_path: Path)
     assert registry.store.names() == ()
 
 
+def test_a_link_that_leads_out_is_refused(registry: Registry, base: Path, tmp_path: Path) -> None:
+    fish(tmp_path / "fish", base, weights="finish.pt", masks={"mask.bin": 0.1})
+    (tmp_path / "fish" / "finish.pt").rename(tmp_path / "private.pt")
+    (tmp_path / "fish" / "finish.pt").symlink_to(tmp_path / "private.pt")
+    with pytest.raises(InvalidAdapter, match="leads out of its directory"):
+        registry.add(tmp_path / "fish", base=base, allow_pickle=True)
+
+
 # --- AdaMix -----------------------------------------------------------------------------------
 
 
