@@ -25,6 +25,7 @@ MAX_OPCODES = 300_000
 MAX_NAMES = 20_000
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's format before 1.6
 _LONGEST_SHAPE = 32
+_FEW = 8  # attributes of a parameter, as transformers' `_is_hf_initialized`
 _PARAMETERS = frozenset(f"torch._utils._rebuild_parameter{state}" for state in ("", "_with_state"))
 
 Shape = tuple[int, ...]
@@ -136,7 +137,7 @@ class Machine:
 
     def pairs(self, items: Sequence[Any]) -> None:
         """Of the dict on top of the stack."""
-        target = self.stack[-1] if self.stack else None
+        others = []
         for key, value in zip(items[::2], items[1::2], strict=False):
             if not isinstance(key, str) or name_problem(key):
                 continue
@@ -144,8 +145,10 @@ class Machine:
                 self.tensors[key] = value.shape
             elif not isinstance(value, _Dict):
                 self.others[key] = None
-                if isinstance(target, _Dict):
-                    target.others += (key,)
+                others.append(key)
+        target = self.stack[-1] if self.stack else None
+        if others and isinstance(target, _Dict) and len(target.others) < _FEW:
+            self.stack[-1] = _Dict((*target.others, *others[:_FEW]))
         if len(self.tensors) + len(self.others) > MAX_NAMES:
             raise _Enough
 
@@ -168,12 +171,13 @@ class _Enough(Exception):
 
 
 class _Dict(_Opaque):
-    """A dict, and the names of its values that are no tensors."""
+    """A dict, and the names of a few of its values that are no tensors."""
 
-    __slots__ = ("others",)
+    def __init__(self, others: tuple[str, ...] = ()) -> None:
+        self.others = others
 
-    def __init__(self) -> None:
-        self.others: tuple[str, ...] = ()
+
+_DICT = _Dict()
 
 
 def _called(function: Any, arguments: Any) -> Any:
@@ -183,7 +187,7 @@ def _called(function: Any, arguments: Any) -> Any:
         return Seen(_shape(arguments))
     if function.name in _PARAMETERS and isinstance(arguments, tuple):
         return arguments[0] if arguments and isinstance(arguments[0], Seen) else Seen(None)
-    return _Dict() if function.name == "collections.OrderedDict" else _OPAQUE
+    return _DICT if function.name == "collections.OrderedDict" else _OPAQUE
 
 
 def _shape(arguments: Any) -> Shape | None:
@@ -210,7 +214,7 @@ def _setitem(machine: Machine, _: Any) -> None:
 
 def _dict(machine: Machine, _: Any) -> None:
     items = machine.marked()
-    machine.stack.append(_Dict())
+    machine.stack.append(_DICT)
     machine.pairs(items)
 
 
@@ -240,7 +244,7 @@ _ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
     "TUPLE2": _tuple_of(2),
     "TUPLE3": _tuple_of(3),
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.marked())),
-    "EMPTY_DICT": lambda machine, _: machine.stack.append(_Dict()),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append(_DICT),
     "DICT": _dict,
     "SETITEM": _setitem,
     "SETITEMS": lambda machine, _: machine.pairs(machine.marked()),
