@@ -1,6 +1,7 @@
-"""Biases for layers that have none, as t-few's BitFit trains them in a T5: added to the output.
+"""Biases for layers that have none: those of t-few's BitFit in a T5, and of LoRA (`lora_bias`).
 
-No checkpoint of such a model has a place for them, so that they are attached and never merged.
+They are added to what the layer gives. No checkpoint of such a model has a place for them, so that
+they are attached and never merged.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from adapterhub.errors import NotMergeable
 from adapterhub.merging.work import Source
-from adapterhub.methods import Meaning, Part, Replacement
+from adapterhub.methods import BiasDelta, Meaning, Part, Replacement
 from adapterhub.runtime.arrays import torch_of
 from adapterhub.runtime.bottlenecks import refuse_weight
 from adapterhub.runtime.hooks import Hooks
@@ -24,38 +25,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AddedBias:
-    """bias: (out,)."""
+    """bias: (out,). `whole`: it is the layer's bias, and not a part that others may add to."""
 
     bias: torch.Tensor
+    whole: bool
 
     def __call__(self, module: Any, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor:
         return output + self.bias.to(output.device, output.dtype)
 
 
 def apart(live: Live, source: Source, meaning: Meaning) -> tuple[Hooks, Meaning]:
-    """The new biases as hooks, and the rest. Raises NotSupported for a weight other than 1."""
-    new = [part for part in meaning if isinstance(part, Replacement) and _is_new(live, part)]
-    if not new:
-        return Hooks(), meaning
+    """The new biases as hooks, and the rest. Raises NotSupported for a weight other than 1 of
+    trained biases; what LoRA adds to a bias has one.
+    """
+    new: list[tuple[str, AddedBias]] = []
+    rest: list[Part] = []
+    for part in meaning:
+        if isinstance(part, BiasDelta | Replacement) and _is_new(live, part):
+            new.append((live.naming.stored(part.module), _added(source, part)))
+        else:
+            rest.append(part)
+    nbytes = sum(added.bias.nbytes for _, added in new)
+    return Hooks(after=tuple(new), nbytes=nbytes), tuple(rest)
+
+
+def _added(source: Source, part: BiasDelta | Replacement) -> AddedBias:
+    value = torch_of(part.value)
+    if isinstance(part, BiasDelta):
+        return AddedBias(value.float() * (part.scale * source.weight), whole=False)
     refuse_weight(source.adapter, source.weight)
-    after = [(live.naming.stored(part.module), AddedBias(torch_of(part.value))) for part in new]
-    nbytes = sum(added.bias.nbytes for _, added in after)
-    places = {(part.module, part.parameter) for part in new}
-    return Hooks(after=tuple(after), nbytes=nbytes), tuple(
-        part for part in meaning if _place(part) not in places
-    )
+    return AddedBias(value, whole=True)
 
 
-def _place(part: Part) -> tuple[str, str | None]:
-    return part.module, part.parameter if isinstance(part, Replacement) else None
-
-
-def _is_new(live: Live, part: Replacement) -> bool:
+def _is_new(live: Live, part: BiasDelta | Replacement) -> bool:
     """A Linear of this size that has no bias."""
     import torch
 
     path = live.naming.stored(part.module)
-    if part.parameter != "bias" or f"{path}.weight" not in live.held:
+    parameter = part.parameter if isinstance(part, Replacement) else "bias"
+    if parameter != "bias" or f"{path}.weight" not in live.held:
         return False
     module: Any = live.model.get_submodule(path)
     if not isinstance(module, torch.nn.Linear) or getattr(module, "bias", None) is not None:
@@ -64,12 +72,13 @@ def _is_new(live: Live, part: Replacement) -> bool:
 
 
 def refuse_twice(hooks: Iterable[Hooks]) -> None:
-    """Raises NotMergeable where two adapters give one layer a bias."""
-    added = (path for each in hooks for path, do in each.after if isinstance(do, AddedBias))
-    twice = [path for path, count in Counter(added).items() if count > 1]
+    """Raises NotMergeable where an adapter's bias of a layer meets another's."""
+    added = [pair for each in hooks for pair in each.after if isinstance(pair[1], AddedBias)]
+    count = Counter(path for path, _ in added)
+    twice = [path for path, do in added if count[path] > 1 and cast(AddedBias, do).whole]
     if twice:
         raise NotMergeable(
             f"several of the adapters give {twice[0]} a bias",
-            details=twice[:20],
+            details=sorted(set(twice))[:20],
             remedy="attach one of them",
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from living import bits, model_of, output
+from living import adapter_of, bits, model_of, output
 
 import adapterhub as ah
 from adapterhub import formats
@@ -26,6 +26,7 @@ from adapterhub.registry import Registry
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
 
 WIDTH = 16
 
@@ -338,3 +339,26 @@ def test_the_biases_that_t_few_gives_a_t5(registry: Registry, tmp_path: Path) ->
     with pytest.raises(BaseMismatch, match=f"{len(biases)} mismatches") as said:
         ah.merge(tmp_path / "base", ["bitfit"], out=tmp_path / "merged", registry=registry)
     assert "gets one in memory only" in said.value.details[0]
+
+
+@pytest.mark.filterwarnings("ignore:.lora_bias:UserWarning")
+def test_what_lora_adds_to_a_bias_that_is_not_there(registry: Registry, tmp_path: Path) -> None:
+    model = model_of("llama", attention_bias=False)
+    model.save_pretrained(tmp_path / "tiny")
+    fields = {"r": 4, "lora_alpha": 6, "lora_bias": True, "target_modules": ["q_proj", "up_proj"]}
+    expected = adapter_of(model, "LoraConfig", tmp_path / "lora", **fields)
+    registry.add(tmp_path / "lora", name="lora")
+    before, bare = bits(model), output(model)
+    with ah.attach(model, "lora", registry=registry):
+        attached = output(model)
+    assert bits(model) == before and torch.equal(output(model), bare)
+    np.testing.assert_allclose(attached.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
+    adapter_of(model, "LoraConfig", tmp_path / "other", 2, **fields)
+    wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "lora", "a").eval()
+    wrapped.load_adapter(tmp_path / "other", "b")
+    wrapped.base_model.set_adapter(["a", "b"])
+    with ah.attach(model, ["lora", tmp_path / "other"], registry=registry):
+        np.testing.assert_allclose(output(model), output(wrapped), rtol=1e-5, atol=1e-5)
+    assert bits(model) == before
+    with pytest.raises(BaseMismatch, match="4 mismatches"):
+        ah.merge(tmp_path / "tiny", ["lora"], out=tmp_path / "merged", registry=registry)
