@@ -5,7 +5,8 @@
     classifier.weight                                                           of a head
 
 One file without a config (`pytorch_model_mnli_expert_soup.bin` of the published ones). The names
-are those of the native spelling. A pickle is read with consent.
+are those of the native spelling. A pickle is read with consent. Their mixture of LoRA pairs
+(`….experts_lora_A.0`) is named and not read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from adapterhub.adapter import Adapter, Outline, Problem, Reading
 from adapterhub.errors import AdapterHubError, NotSupported
-from adapterhub.formats import card, native, statedict
+from adapterhub.formats import card, named, native, statedict
 from adapterhub.formats.checking import base_problems, method_problems
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import Sight
@@ -27,6 +28,7 @@ FORMAT = "adamix"
 METHOD = "adamix"
 _FILE = "expert_soup.safetensors"
 _EXPERTS = re.compile(rf"([^:]+)\.{SOUP}\.MoA_[AB]\.[^:]+")
+_PAIRS = re.compile(r"[^:]+\.experts_lora_[AB](\.\d+)?(\.weight)?")
 _HEAD = re.compile(r"(classifier|score|qa_outputs|lm_head|cls)(\.[^:.]+)*\.(weight|bias)")
 
 
@@ -37,11 +39,15 @@ def recognises(sight: Sight) -> bool:
 def _is_soup(content: Content) -> bool:
     if content.kind not in ("pickle", "safetensors"):
         return False
-    return any(_EXPERTS.fullmatch(name) for name in content.shapes)
+    return any(_EXPERTS.fullmatch(name) or _PAIRS.fullmatch(name) for name in content.shapes)
 
 
 def read(sight: Sight, *, allow_pickle: bool) -> Reading:
     found = sight.all(_is_soup)
+    if any(_PAIRS.fullmatch(name) for name in found[0].shapes):
+        outline = Outline(parameters=named.elements(found))
+        title, remedy = "AdaMix's LoRA pairs", "average A and B over the experts, as a LoRA of PEFT"
+        return named.reading(sight, FORMAT, title, found, outline, method=METHOD, remedy=remedy)
     problems = _others(found[0])
     tensors: Mapping[str, Tensor] = {}
     adapter = None

@@ -232,6 +232,14 @@ def test_experts_of_another_width_or_in_a_whole_model(
         registry.add(tmp_path / "soup.bin", base=tmp_path / "wide", allow_pickle=True)
 
 
+def test_lora_pairs_of_adamix_are_named(registry: Registry, tmp_path: Path) -> None:
+    pairs = {f"transformer.h.0.attn.c_attn.experts_lora_A.{k}": torch.ones(2, 8) for k in range(2)}
+    torch.save(pairs, tmp_path / "pairs.pt")
+    with pytest.raises(NotSupported, match="AdaMix's LoRA pairs are recognised and not") as said:
+        registry.add(tmp_path / "pairs.pt", allow_pickle=True)
+    assert said.value.remedy == "average A and B over the experts, as a LoRA of PEFT"
+
+
 # --- refused, and why -------------------------------------------------------------------------
 
 
