@@ -6,21 +6,25 @@ in both; the arithmetic is that of a merge, with the same kernel and so the same
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
 from adapterhub.errors import BaseMismatch
 from adapterhub.merging.work import Source
-from adapterhub.methods import Meaning, Replacement, method
+from adapterhub.methods import Meaning, Replacement
 from adapterhub.registry import fit
+from adapterhub.registry.around import around_in, meaning_of
 from adapterhub.runtime.changing import change
 from adapterhub.runtime.guards import guard
 from adapterhub.runtime.hooks import hooked, install
 from adapterhub.runtime.live import Live
-from adapterhub.runtime.planning import plan
+from adapterhub.runtime.originals import InMemory
+from adapterhub.runtime.planning import Planned, plan
 from adapterhub.tensorfile import Tensor
 
 if TYPE_CHECKING:
@@ -48,14 +52,16 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     BaseMismatch with everything that does not fit, or that neither base nor adapter has.
     """
     adapter = source.adapter
-    meaning = _meaning(adapter)
+    meaning = _meaning(base, adapter)
     if not _is_quantised(base):  # whose files hold other shapes than the model
         fit.check(base, adapter, name="the adapter")  # before a model is loaded
     heads = _brought(meaning)
     model, missing = _from_pretrained(base, adapter, meaning)
     _refuse_random(missing, heads, base)
     live = Live(model)
-    planned = plan(live, [source])
+    kept = InMemory()
+    planned = plan(live, [source], kept)
+    kept.keep(live, _paired(planned))
     change(planned.works, live.tensors, live.held, planned.sources)
     for hooks in planned.hooks:
         install(model, hooks)
@@ -64,10 +70,19 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     return model.eval()
 
 
-def _meaning(adapter: Adapter) -> Meaning:
+def _meaning(base: Base, adapter: Adapter) -> Meaning:
     if hooked(adapter.method):
         return ()
-    return method(adapter.method).implementation.meaning(adapter)
+    return meaning_of(adapter, partial(around_in, base, adapter))
+
+
+def _paired(planned: Planned) -> list[str]:
+    """Weights and biases that another library makes from each other."""
+    theirs = {
+        n for n, work in planned.works.items() if any(s.change and s.change.by for s in work.slabs)
+    }
+    modules = Counter(name.rpartition(".")[0] for name in theirs)
+    return [name for name in theirs if modules[name.rpartition(".")[0]] > 1]
 
 
 def _is_quantised(base: Base) -> bool:

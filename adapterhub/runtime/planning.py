@@ -17,9 +17,11 @@ from adapterhub.merging.quantised import refuse_dtype
 from adapterhub.merging.ties import differ
 from adapterhub.merging.work import Fate, Options, Source, Work
 from adapterhub.methods import Meaning, Replacement, method
+from adapterhub.registry.around import meaning_of
 from adapterhub.registry.fit import mismatch, wrong_ranks
 from adapterhub.registry.tied import spread
 from adapterhub.runtime import quantised
+from adapterhub.runtime.around import Kept, LiveAround, NothingKept
 from adapterhub.runtime.hooks import Hooks, hooked
 from adapterhub.runtime.live import Live, refuse_model
 
@@ -35,14 +37,17 @@ class Planned:
 
 
 @default_float_mode()  # for the coefficients
-def plan(live: Live, sources: Sequence[Source], *, base_is_initialised: bool = False) -> Planned:
-    """Raises BaseMismatch with all that does not fit, NotMergeable, NotSupported."""
+def plan(live: Live, sources: Sequence[Source], kept: Kept | None = None) -> Planned:
+    """Raises BaseMismatch with all that does not fit, NotMergeable, NotSupported.
+
+    `kept` has the originals, once the plan is carried out, of all that it changes.
+    """
     refuse_model(live.model)
-    options = Options(base_is_initialised=base_is_initialised)
-    asked = [_asked(live, source, options) for source in sources]
+    around = LiveAround(live.naming, live, kept or NothingKept())
+    asked = [_asked(live, source, around) for source in sources]
     meanings = [meaning for _, meaning in asked]
     _refuse_misfits(live, sources, meanings)
-    draft = _drafted(live, sources, meanings, options)
+    draft = _drafted(live, sources, meanings, around)
     works = _untied(live, draft.changed())
     for name, work in works.items():
         if work.slabs:
@@ -52,21 +57,18 @@ def plan(live: Live, sources: Sequence[Source], *, base_is_initialised: bool = F
     return Planned(tuple(sources), works, tuple(hooks for hooks, _ in asked), fates)
 
 
-def _asked(live: Live, source: Source, options: Options) -> tuple[Hooks, Meaning]:
+def _asked(live: Live, source: Source, around: LiveAround) -> tuple[Hooks, Meaning]:
     """What goes beside the weights, and what goes into them."""
     known = hooked(source.adapter.method)
     if known is not None:
         return known.plan(live.model, source.adapter, source.weight), ()
-    found = method(source.adapter.method).implementation.meaning(
-        source.adapter, base_is_initialised=options.base_is_initialised
-    )
-    return quantised.plan(live, source, found)
+    return quantised.plan(live, source, meaning_of(source.adapter, lambda: around))
 
 
 def _drafted(
-    live: Live, sources: Sequence[Source], meanings: Sequence[Meaning], options: Options
+    live: Live, sources: Sequence[Source], meanings: Sequence[Meaning], around: LiveAround
 ) -> Draft:
-    draft = Draft(live.naming, sources, options)
+    draft = Draft(live.naming, sources, Options(), around)
     for number, meaning in enumerate(meanings):
         adapter = sources[number].adapter
         for part in meaning:

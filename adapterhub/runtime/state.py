@@ -102,7 +102,7 @@ class State:
                 return
             before = self._originals
             live = Live(self.model, kept.values())
-            new = plan(live, [entry.source for entry in entries])
+            new = plan(live, [entry.source for entry in entries], kept)
             step = _Step(self, live, new, tuple(entries), kept)
             if not discard:
                 self._refuse_strangers(live, (*step.changed, *step.gone))
