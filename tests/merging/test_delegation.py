@@ -203,6 +203,18 @@ def test_adamss_changes_weight_and_bias(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sklearn")
+def test_adamss_of_other_clusters_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT itself would put the rows of one cluster into another."""
+    made(ADAMSS, tmp_path)
+    others = lambda _, rows: np.minimum(np.arange(len(rows)), 2).astype(np.int32)  # noqa: E731
+    monkeypatch.setattr(_KMeans, "fit_predict", others)
+    with pytest.raises(NotMergeable, match=r"clusters of \[\d+, \d+, \d+\] rows were trained"):
+        merged(tmp_path)
+
+
+@pytest.mark.usefixtures("sklearn")
 def test_adamss_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(ADAMSS, tmp_path)
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
