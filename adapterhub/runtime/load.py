@@ -24,7 +24,7 @@ from adapterhub.runtime.guards import guard
 from adapterhub.runtime.hooks import hooked, install
 from adapterhub.runtime.live import Live
 from adapterhub.runtime.originals import InMemory
-from adapterhub.runtime.planning import Planned, plan
+from adapterhub.runtime.planning import How, Planned, plan
 from adapterhub.tensorfile import Tensor
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ AUTO_CLASSES: Mapping[str, str] = {
 }
 
 
-def load(base: Base, source: Source) -> PreTrainedModel:
+def load(base: Base, source: Source, *, base_is_initialised: bool = False) -> PreTrainedModel:
     """A model of the adapter's task in the base's dtype, in eval mode, the adapter applied.
 
     What merges goes into the weights for good; what does not runs beside them, as do factors
@@ -52,7 +52,8 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     BaseMismatch with everything that does not fit, or that neither base nor adapter has.
     """
     adapter = source.adapter
-    meaning = _meaning(base, adapter)
+    how = How(base_is_initialised=base_is_initialised)
+    meaning = _meaning(base, adapter, how)
     if not _is_quantised(base):  # whose files hold other shapes than the model
         fit.check(base, adapter, name="the adapter")  # before a model is loaded
     heads = _brought(meaning)
@@ -60,7 +61,7 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     _refuse_random(missing, heads, base)
     live = Live(model)
     kept = InMemory()
-    planned = plan(live, [source], kept)
+    planned = plan(live, [source], kept, [how])
     kept.keep(live, _paired(planned))
     change(planned.works, live.tensors, live.held, planned.sources)
     for hooks in planned.hooks:
@@ -70,10 +71,11 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     return model.eval()
 
 
-def _meaning(base: Base, adapter: Adapter) -> Meaning:
+def _meaning(base: Base, adapter: Adapter, how: How) -> Meaning:
     if hooked(adapter.method):
         return ()
-    return meaning_of(adapter, partial(around_in, base, adapter))
+    around = partial(around_in, base, adapter)
+    return meaning_of(adapter, around, base_is_initialised=how.base_is_initialised)
 
 
 def _paired(planned: Planned) -> list[str]:

@@ -16,12 +16,14 @@ from adapterhub.merging.draft import Draft
 from adapterhub.merging.quantised import refuse_dtype
 from adapterhub.merging.ties import differ
 from adapterhub.merging.work import Fate, Options, Source, Work
-from adapterhub.methods import Meaning, Replacement, method
+from adapterhub.methods import Meaning, Part, Replacement, method
+from adapterhub.methods.meaning import roles_of
 from adapterhub.registry.around import meaning_of
 from adapterhub.registry.fit import mismatch, wrong_ranks
-from adapterhub.registry.tied import spread
+from adapterhub.registry.tied import fits_resized, spread, vocabulary
 from adapterhub.runtime import quantised
 from adapterhub.runtime.around import Kept, LiveAround, NothingKept
+from adapterhub.runtime.heads import heads_of, without
 from adapterhub.runtime.hooks import Hooks, hooked
 from adapterhub.runtime.live import Live, refuse_model
 
@@ -36,16 +38,49 @@ class Planned:
     fates: tuple[Fate, ...]
 
 
+@dataclass(frozen=True)
+class How:
+    """What is wished of one adapter.
+
+    `with_head` False leaves out the head that it brings. `base_is_initialised`: the model is the
+    one that PiSSA and the like have changed.
+    """
+
+    with_head: bool = True
+    base_is_initialised: bool = False
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What goes beside the weights, what goes into them, and what is said of the former."""
+
+    hooks: Hooks
+    meaning: Meaning
+    beside: tuple[tuple[str, str], ...] = ()
+
+
 @default_float_mode()  # for the coefficients
-def plan(live: Live, sources: Sequence[Source], kept: Kept | None = None) -> Planned:
+def plan(
+    live: Live,
+    sources: Sequence[Source],
+    kept: Kept | None = None,
+    hows: Sequence[How] | None = None,
+) -> Planned:
     """Raises BaseMismatch with all that does not fit, NotMergeable, NotSupported.
 
-    `kept` has the originals, once the plan is carried out, of all that it changes.
+    `kept` has the originals, once the plan is carried out, of all that it changes. `hows`: one for
+    each of the sources.
     """
     refuse_model(live.model)
+    hows = [How() for _ in sources] if hows is None else hows
     around = LiveAround(live.naming, live, kept or NothingKept())
-    asked = [_asked(live, source, around) for source in sources]
-    meanings = [meaning for _, meaning in asked]
+    heads = [
+        () if how.with_head else heads_of(live, source.adapter)
+        for source, how in zip(sources, hows, strict=True)
+    ]
+    sources = [without(*pair) for pair in zip(sources, heads, strict=True)]
+    asked = [_asked(live, *pair, around) for pair in zip(sources, hows, strict=True)]
+    meanings = [each.meaning for each in asked]
     _refuse_misfits(live, sources, meanings)
     draft = _drafted(live, sources, meanings, around)
     works = _untied(live, draft.changed())
@@ -53,16 +88,32 @@ def plan(live: Live, sources: Sequence[Source], kept: Kept | None = None) -> Pla
         if work.slabs:
             refuse_dtype(name, live.tensors[name].dtype, live.base)
     _refuse_half_heads(live, works)
-    fates = (*draft.fates(), *_idle(sources))
-    return Planned(tuple(sources), works, tuple(hooks for hooks, _ in asked), fates)
+    fates = (*draft.fates(), *_beside(asked), *_idle(sources), *_left_out(heads))
+    return Planned(tuple(sources), works, tuple(each.hooks for each in asked), fates)
 
 
-def _asked(live: Live, source: Source, around: LiveAround) -> tuple[Hooks, Meaning]:
-    """What goes beside the weights, and what goes into them."""
-    known = hooked(source.adapter.method)
+def _asked(live: Live, source: Source, how: How, around: LiveAround) -> _Asked:
+    adapter = source.adapter
+    known = hooked(adapter.method)
     if known is not None:
-        return known.plan(live.model, source.adapter, source.weight), ()
-    return quantised.plan(live, source, meaning_of(source.adapter, lambda: around))
+        hooks = known.plan(live.model, adapter, source.weight)
+        return _Asked(hooks, (), tuple((m, r) for m, r, _ in adapter.tensors()))
+    found = meaning_of(adapter, lambda: around, base_is_initialised=how.base_is_initialised)
+    hooks, rest = quantised.plan(live, source, found)
+    beside = [part for part in found if not any(part is other for other in rest)]
+    return _Asked(hooks, rest, tuple((p.module, role) for p in beside for role in roles_of(p)))
+
+
+def _beside(asked: Sequence[_Asked]) -> Iterator[Fate]:
+    for number, each in enumerate(asked):
+        for module, role in each.beside:
+            yield Fate(number, f"{module}.{role}" if module else role, "runs beside the weights")
+
+
+def _left_out(heads: Sequence[Sequence[tuple[str, str]]]) -> Iterator[Fate]:
+    for number, places in enumerate(heads):
+        for module, role in places:
+            yield Fate(number, f"{module}.{role}", "unused: with_head=False")
 
 
 def _drafted(
@@ -97,8 +148,29 @@ def _refuse_misfits(live: Live, sources: Sequence[Source], meanings: Sequence[Me
         raise BaseMismatch(
             f"{names} does not fit this {type(live.model).__name__}: {count}",
             details=found,
-            remedy="check that this is the base it was trained on: adapterhub show REF",
+            remedy=_remedy(live, [part for meaning in meanings for part in meaning]),
         )
+
+
+def _remedy(live: Live, parts: Sequence[Part]) -> str:
+    """By what the whole tensors among the parts tell."""
+    whole = [part for part in parts if isinstance(part, Replacement)]
+    rows = vocabulary(live.base, live.base.model_class)
+    for part in whole:
+        name, shape = _name(live, part), part.value.shape
+        if name in rows and fits_resized(live.tensors[name].shape, shape):
+            return (
+                f"the adapter was trained with {shape[0]} tokens, the model has {rows[name]}: "
+                f"model.resize_token_embeddings({shape[0]}), then attach again"
+            )
+    base = "check that this is the base it was trained on: adapterhub show REF"
+    if any(_name(live, part) not in live.held for part in whole):
+        return f"{base}; or leave its head out: attach(model, REF, with_head=False)"
+    return base
+
+
+def _name(live: Live, part: Replacement) -> str:
+    return f"{live.naming.stored(part.module)}.{part.parameter}"
 
 
 def _misfits(live: Live, source: Source, meaning: Meaning) -> Iterator[str]:
@@ -106,10 +178,8 @@ def _misfits(live: Live, source: Source, meaning: Meaning) -> Iterator[str]:
     for part in meaning:
         if sentence := mismatch(naming, part, config):
             yield sentence
-        elif isinstance(part, Replacement):
-            name = f"{naming.stored(part.module)}.{part.parameter}"
-            if name not in live.held:
-                yield f"{part.module}.{part.parameter}: the model has no such parameter"
+        elif isinstance(part, Replacement) and _name(live, part) not in live.held:
+            yield f"{part.module}.{part.parameter}: the model has no such parameter"
     yield from wrong_ranks(naming, source.adapter, meaning)
 
 

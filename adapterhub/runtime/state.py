@@ -15,7 +15,7 @@ from adapterhub.runtime.guards import Dress, guard, unguard
 from adapterhub.runtime.hooks import Undo, install
 from adapterhub.runtime.live import Live
 from adapterhub.runtime.originals import Originals
-from adapterhub.runtime.planning import Planned, plan
+from adapterhub.runtime.planning import How, Planned, plan
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ class Entry:
     """One attached adapter; `remove` takes its hooks off."""
 
     source: Source
+    how: How = field(default_factory=How)
     remove: Undo | None = field(default=None)
 
 
@@ -102,7 +103,8 @@ class State:
                 return
             before = self._originals
             live = Live(self.model, kept.values())
-            new = plan(live, [entry.source for entry in entries], kept)
+            sources, hows = [e.source for e in entries], [e.how for e in entries]
+            new = plan(live, sources, kept, hows)
             step = _Step(self, live, new, tuple(entries), kept)
             if not discard:
                 self._refuse_strangers(live, (*step.changed, *step.gone))
