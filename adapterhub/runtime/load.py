@@ -25,6 +25,7 @@ from adapterhub.runtime.hooks import hooked, install
 from adapterhub.runtime.live import Live
 from adapterhub.runtime.originals import InMemory
 from adapterhub.runtime.planning import How, Planned, plan
+from adapterhub.runtime.resizing import resize
 from adapterhub.tensorfile import Tensor
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def load(base: Base, source: Source, *, base_is_initialised: bool = False) -> Pr
     heads = _brought(meaning)
     model, missing = _from_pretrained(base, adapter, meaning)
     _refuse_random(missing, heads, base)
+    resize(model, meaning)
     live = Live(model)
     kept = InMemory()
     planned = plan(live, [source], kept, [how])

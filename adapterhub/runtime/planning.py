@@ -20,12 +20,13 @@ from adapterhub.methods import Meaning, Part, Replacement, method
 from adapterhub.methods.meaning import roles_of
 from adapterhub.registry.around import meaning_of
 from adapterhub.registry.fit import mismatch, wrong_ranks
-from adapterhub.registry.tied import fits_resized, spread, vocabulary
+from adapterhub.registry.tied import spread
 from adapterhub.runtime import quantised
 from adapterhub.runtime.around import Kept, LiveAround, NothingKept
 from adapterhub.runtime.heads import heads_of, without
 from adapterhub.runtime.hooks import Hooks, hooked
 from adapterhub.runtime.live import Live, refuse_model
+from adapterhub.runtime.resizing import tokens_of
 
 
 @dataclass(frozen=True)
@@ -154,15 +155,13 @@ def _refuse_misfits(live: Live, sources: Sequence[Source], meanings: Sequence[Me
 
 def _remedy(live: Live, parts: Sequence[Part]) -> str:
     """By what the whole tensors among the parts tell."""
+    tokens = tokens_of(live, tuple(parts))
+    if tokens is not None:
+        return (
+            f"the adapter was trained with {tokens} tokens: "
+            f"model.resize_token_embeddings({tokens}), then attach again"
+        )
     whole = [part for part in parts if isinstance(part, Replacement)]
-    rows = vocabulary(live.base, live.base.model_class)
-    for part in whole:
-        name, shape = _name(live, part), part.value.shape
-        if name in rows and fits_resized(live.tensors[name].shape, shape):
-            return (
-                f"the adapter was trained with {shape[0]} tokens, the model has {rows[name]}: "
-                f"model.resize_token_embeddings({shape[0]}), then attach again"
-            )
     base = "check that this is the base it was trained on: adapterhub show REF"
     if any(_name(live, part) not in live.held for part in whole):
         return f"{base}; or leave its head out: attach(model, REF, with_head=False)"

@@ -154,6 +154,18 @@ def test_a_model_that_was_resized_takes_an_adapter_of_its_size(
     assert ready.config.vocab_size == tokens
 
 
+def test_rows_that_nobody_brings_are_refused(registry: Registry, tmp_path: Path) -> None:
+    model = model_of("llama")
+    model.save_pretrained(tmp_path / "base")
+    fields = {**QV, "modules_to_save": ["embed_tokens"]}
+    model.resize_token_embeddings(27, mean_resizing=False)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**fields))
+    wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    with pytest.raises(BaseMismatch, match="does not bring all that has a row") as caught:
+        api.load_model(tmp_path / "a", base=tmp_path / "base", registry=registry)
+    assert caught.value.details == ("lm_head.weight",)
+
+
 def _tied() -> Any:
     fields = {**LLAMA, "tie_word_embeddings": True}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields)).eval()
