@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
-from adapterhub.errors import BaseMismatch
+from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.merging.work import Source
 from adapterhub.methods import Meaning, Replacement
 from adapterhub.registry import fit
@@ -26,6 +26,7 @@ from adapterhub.runtime.live import Live
 from adapterhub.runtime.originals import InMemory
 from adapterhub.runtime.planning import How, Planned, plan
 from adapterhub.runtime.resizing import resize
+from adapterhub.runtime.splitting import apply, part
 from adapterhub.tensorfile import Tensor
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def load(base: Base, source: Source, *, base_is_initialised: bool = False) -> Pr
     kept = InMemory()
     planned = plan(live, [source], kept, [how])
     kept.keep(live, _paired(planned))
+    if planned.split:
+        _untie(live, planned)
     change(planned.works, live.tensors, live.held, planned.sources)
     for hooks in planned.hooks:
         install(model, hooks)
@@ -78,6 +81,20 @@ def _meaning(base: Base, adapter: Adapter, how: How) -> Meaning:
         return ()
     around = partial(around_in, base, adapter)
     return meaning_of(adapter, around, base_is_initialised=how.base_is_initialised)
+
+
+def _untie(live: Live, planned: Planned) -> None:
+    """For good, and as a merge does: config.json says that nothing is tied."""
+    found = live.base.model_class
+    if found is None or found.tying not in ("by-default", "on-request"):
+        raise NotMergeable(
+            f"the adapter changes {' and '.join(sorted(planned.split))} apart from what shares the "
+            f"weight, and no config can say that of a {type(live.model).__name__}",
+            remedy="attach it to a model in memory instead: adapterhub.attach(model, REF)",
+        )
+    apply(part(live, planned.split, {}), live)
+    for config in (live.model.config, live.model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def _paired(planned: Planned) -> list[str]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-from adapterhub.errors import BaseMismatch, NotMergeable
+from adapterhub.errors import BaseMismatch
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.merging.draft import Draft
 from adapterhub.merging.quantised import refuse_dtype
-from adapterhub.merging.ties import differ
 from adapterhub.merging.work import Fate, Options, Source, Work
 from adapterhub.methods import Meaning, Part, Replacement, method
 from adapterhub.methods.meaning import roles_of
@@ -27,16 +25,21 @@ from adapterhub.runtime.heads import heads_of, without
 from adapterhub.runtime.hooks import Hooks, hooked
 from adapterhub.runtime.live import Live, refuse_model
 from adapterhub.runtime.resizing import tokens_of
+from adapterhub.runtime.splitting import untied
 
 
 @dataclass(frozen=True)
 class Planned:
-    """`works`: by the first name of each tensor in the model. `hooks`: one for each adapter."""
+    """`works`: by the first name of each tensor in the model. `hooks`: one for each adapter.
+
+    `split`: those of `works` that share a weight with others, and need one of their own.
+    """
 
     sources: tuple[Source, ...]
     works: Mapping[str, Work]
     hooks: tuple[Hooks, ...]
     fates: tuple[Fate, ...]
+    split: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,14 @@ def plan(
     meanings = [each.meaning for each in asked]
     _refuse_misfits(live, sources, meanings)
     draft = _drafted(live, sources, meanings, around)
-    works = _untied(live, draft.changed())
+    works, split = untied(live, draft.changed())
     for name, work in works.items():
         if work.slabs:
             refuse_dtype(name, live.tensors[name].dtype, live.base)
     _refuse_half_heads(live, works)
     fates = (*draft.fates(), *_beside(asked), *_idle(sources), *_left_out(heads))
-    return Planned(tuple(sources), works, tuple(each.hooks for each in asked), fates)
+    hooks = tuple(each.hooks for each in asked)
+    return Planned(tuple(sources), works, hooks, fates, split)
 
 
 def _asked(live: Live, source: Source, how: How, around: LiveAround) -> _Asked:
@@ -180,24 +184,6 @@ def _misfits(live: Live, source: Source, meaning: Meaning) -> Iterator[str]:
         elif isinstance(part, Replacement) and _name(live, part) not in live.held:
             yield f"{part.module}.{part.parameter}: the model has no such parameter"
     yield from wrong_ranks(naming, source.adapter, meaning)
-
-
-def _untied(live: Live, works: Mapping[str, Work]) -> dict[str, Work]:
-    """Those of the first names. Raises NotMergeable where two names of a weight would differ."""
-    found = dict(works)
-    for group in live.groups:
-        here = [works[name] for name in group if name in works]
-        if not here:
-            continue
-        if len(here) < len(group) or any(differ(a, b) for a, b in combinations(here, 2)):
-            raise NotMergeable(
-                f"{here[0].name} is tied: {' and '.join(group)} share one weight, which the "
-                "adapter changes under one name only",
-                remedy="adapterhub merge BASE ADAPTER --out DIR unties them; then load DIR",
-            )
-        for name in group[1:]:
-            del found[name]
-    return found
 
 
 def _refuse_half_heads(live: Live, works: Mapping[str, Work]) -> None:
