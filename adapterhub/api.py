@@ -242,6 +242,9 @@ def attach(
     in `merge`. `with_head=False` leaves out the head that the adapter brings; `Attached.fates`
     lists what that is.
 
+    A weight that the model shares under several names is taken apart where an adapter changes one
+    of them only, and is shared again after `detach`.
+
     Shapes are always compared. The weights_root that an adapter records is compared with that of
     the files which `base` or the model's `name_or_path` names, if they were hashed before (as by
     `base add`, or a merge) or are no more than 1 GiB; `force_base` attaches all the same. Of a

@@ -103,33 +103,31 @@ class State:
             kept = originals or self._originals
             if kept is None:
                 return
-            before = self._originals
-            step = self._prepared(tuple(entries), kept, discard)
+            before, step = self._originals, None
             try:
+                step = self._prepared(tuple(entries), kept, discard)
                 self._originals = kept
                 step.run()
-                self._now = tuple(entries), step.new
-            except BaseException:
-                self._now = _insist(step.roll_back)
-                self._originals = before
-                raise
-            finally:
-                self._parted = step.parted
+                self._now, self._parted = (tuple(entries), step.new), step.parted
                 self._settled(step.live)
+            except BaseException:
+                if step is None:
+                    apply(self._parted)
+                    raise
+                self._now = _insist(step.roll_back)
+                self._originals, self._parted = before, step.parted
+                self._settled(step.live)
+                raise
             kept.drop(step.gone)
 
     def _prepared(self, entries: tuple[Entry, ...], kept: Originals, discard: bool) -> _Step:
-        """With the model's own ties back in place; if this raises, all is as it was."""
+        """What is to be done, decided over the model with its own ties back in place."""
         strange = [] if discard else self.strangers(Live(self.model), self.planned.works)
         join(self._parted)
-        try:
-            live = Live(self.model, kept.values())
-            sources, hows = [e.source for e in entries], [e.how for e in entries]
-            step = _Step(self, live, plan(live, sources, kept, hows), entries, kept)
-            _refuse_strangers({*step.changed, *step.gone, *self._parted} & {*strange})
-        except BaseException:
-            apply(self._parted)
-            raise
+        live = Live(self.model, kept.values())
+        sources, hows = [e.source for e in entries], [e.how for e in entries]
+        step = _Step(self, live, plan(live, sources, kept, hows), entries, kept)
+        _refuse_strangers({*step.changed, *step.gone, *self._parted} & {*strange})
         return step
 
     def _settled(self, live: Live) -> None:

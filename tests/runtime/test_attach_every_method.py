@@ -22,7 +22,7 @@ import peft
 import test_prompts as prompts
 import torch
 import transformers
-from every_method import CASES, QUICK, SLOW, Case, method_of_config
+from every_method import AROUND, CASES, QUICK, SLOW, Case, method_of_config
 from living import bits
 from test_methods_against_peft import MODELS
 
@@ -109,6 +109,24 @@ def test_attached_it_computes_what_peft_computes_and_has_the_bits_of_the_merge(
             assert tensor.read().tobytes() == live[name].numpy().tobytes(), name
     assert bits(model) == before
     assert torch.equal(answer(model), plain)
+
+
+LOADED = [
+    case for case in CASES if case in AROUND or case.id in ("glora", "lora-dora", "hira-tied")
+]
+
+
+@pytest.mark.parametrize("case", LOADED, ids=lambda case: case.id)
+def test_a_model_loaded_with_it_computes_the_same(
+    case: Case, stage: Stage, shared: Registry, tmp_path: Path
+) -> None:
+    if case.config == "AdamssConfig":
+        pytest.importorskip("sklearn")
+    model, _, plain = stage.model(case.model)
+    expected = adapted(case, model, tmp_path / "a")
+    loaded = api.load_model(tmp_path / "a", base=stage.path / case.model, registry=shared)
+    assert float((expected - plain).abs().max()) > 1e-3
+    np.testing.assert_allclose(answer(loaded).numpy(), expected.numpy(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("config", "task", "fields"), prompts.CASES)
