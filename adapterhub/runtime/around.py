@@ -34,11 +34,11 @@ class LiveAround(BaseAround):
     kept: Kept
 
     def tensor(self, stored: str) -> Tensor | None:
-        held = self.live.held.get(stored)
-        if held is None:
+        there = self.live.tensors.get(stored)
+        if there is None:
             return None
         first = self.live.shared.get(stored, (stored,))[0]
-        return self.kept.value(first) or in_memory(held)
+        return self.kept.value(first) or in_memory(there.live)
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Under the model's own paths."""

@@ -101,8 +101,9 @@ def _asked(live: Live, source: Source, how: How, around: LiveAround) -> _Asked:
     adapter = source.adapter
     known = hooked(adapter.method)
     if known is not None:
-        hooks = known.plan(live.model, adapter, source.weight)
-        return _Asked(hooks, (), tuple((m, r) for m, r, _ in adapter.tensors()))
+        idle = {(m, r) for m, r, _ in method(adapter.method).implementation.idle(adapter)}
+        used = tuple((m, r) for m, r, _ in adapter.tensors() if (m, r) not in idle)
+        return _Asked(known.plan(live.model, adapter, source.weight), (), used)
     found = meaning_of(adapter, lambda: around, base_is_initialised=how.base_is_initialised)
     hooks, rest = quantised.plan(live, source, found)
     beside = [part for part in found if not any(part is other for other in rest)]

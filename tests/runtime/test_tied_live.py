@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 import peft
 import torch
 import transformers
-from living import LLAMA, LORA, adapter_of, bits, output, randomise
+from living import BERT, LLAMA, LORA, adapter_of, bits, output, randomise
 
 from adapterhub import api
 from adapterhub.errors import AdapterHubError, NotMergeable, NotSupported
@@ -212,3 +212,22 @@ def t5_adapter(model: Any, path: Path, *modules: str) -> Any:
         randomise(wrapped, 3)
         wrapped.save_pretrained(path)
     return wrapped
+
+
+def test_a_bias_may_hang_on_a_weight_that_is_taken_apart(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """GLoRA: b + b ⊙ D + E + W·C, beside BERT's head, whose W is the embedding's."""
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**BERT)).eval()
+    randomise(model, 0, every=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.GloraConfig(target_modules=["decoder", "query"], r=4)
+        wrapped = peft.get_peft_model(copy.deepcopy(model), config).eval()
+        randomise(wrapped, 3)
+        wrapped.save_pretrained(tmp_path / "a")
+    before = bits(model)
+    with api.attach(model, tmp_path / "a", registry=registry):
+        assert torch.allclose(output(model), output(wrapped), atol=1e-5)
+    assert bits(model) == before
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
