@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
+
+# Each library reads its own once, when it is imported. Models are tiny here, and workers are as
+# many as cores: further threads of each worker would only wait, and wait busily.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +19,6 @@ import pytest
 from hypothesis import settings
 
 from adapterhub.tensorfile import ArrayTensor, write_file
-
-# Before anything imports huggingface_hub, which reads it once.
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 # The same examples in every run, and no deadlines: machines are shared, and a test either holds
 # or it does not. To look further: pytest --hypothesis-profile=search
