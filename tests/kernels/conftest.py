@@ -36,8 +36,11 @@ def can_emulate() -> bool:
 
 
 @pytest.fixture(scope="session")
-def emulated(pytestconfig: pytest.Config) -> Path:
-    """Compiled once for all processes of a run, and again only when a source has changed."""
+def emulated(pytestconfig: pytest.Config) -> Path | None:
+    """Compiled once for all processes of a run, and again only when a source has changed.
+
+    None where the compiler refuses it.
+    """
     folder = pytestconfig.cache.mkdir("kernel")
     digest = hashlib.sha256(repr((build.find_compiler(), build.FLAGS, FLAGS)).encode())
     for source in (*sorted(build.SOURCE.parent.glob("*.[ch]")), EMULATION):
@@ -48,9 +51,19 @@ def emulated(pytestconfig: pytest.Config) -> Path:
         if not target.exists():
             try:
                 build.build(target, FLAGS)
-            except build.BuildError as error:
-                pytest.skip(f"the emulation of AVX-512 does not compile here: {error}")
+            except build.BuildError:
+                return None
     return target
+
+
+@pytest.fixture(scope="session")
+def libraries(request: pytest.FixtureRequest) -> dict[str, Path]:
+    """The library that each path of this machine is of."""
+    found = dict.fromkeys(native(), library.LIBRARY)
+    if "avx512" not in found and can_emulate():
+        file = request.getfixturevalue("emulated")
+        return found if file is None else found | {EMULATED: file}
+    return found
 
 
 @cache
@@ -78,6 +91,9 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
     name: str = request.param
     with pytest.MonkeyPatch.context() as patch:
         if name == EMULATED:
-            patch.setattr(library, "LIBRARY", request.getfixturevalue("emulated"))
+            file = request.getfixturevalue("emulated")
+            if file is None:
+                pytest.skip("the compiler refuses the emulation of AVX-512")
+            patch.setattr(library, "LIBRARY", file)
         patch.setenv(library.SWITCH, name.removesuffix("-emulated"))
         yield name
