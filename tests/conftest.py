@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from adapterhub.store import home as homes
 from adapterhub.tensorfile import ArrayTensor, write_file
 
 # The same examples in every run, and no deadlines: machines are shared, and a test either holds
@@ -27,6 +28,14 @@ settings.register_profile("search", derandomize=False, deadline=None, max_exampl
 settings.load_profile("default")
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _folders_when_needed() -> Iterator[None]:
+    """Homes are made by the thousand here; to make and remove 256 folders is most of their cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(homes, "FOLDERS", ())
+        yield
 
 
 @pytest.fixture
