@@ -8,11 +8,6 @@ import pytest
 from adapterhub.store import Store, files
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _folders_when_needed() -> None:
-    """Not here: the homes of these tests are whole ones."""
-
-
 @pytest.fixture(autouse=True)
 def _no_hook() -> Iterator[None]:
     yield

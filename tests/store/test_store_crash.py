@@ -44,6 +44,11 @@ CHANGES: dict[str, Callable[[Store], object]] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _folders_when_needed() -> None:
+    """Not here: the homes of these tests are whole ones."""
+
+
 @pytest.mark.parametrize(
     ("change", "mode"),
     [

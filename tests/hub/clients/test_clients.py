@@ -48,8 +48,10 @@ def run(
     return done.stdout.split()
 
 
-def scenario(hub: hubkit.Hub, python: Path, transfer: str, namespace: str, work: Path) -> None:
-    words = [hub.url, namespace, str(work)]
+def scenario(
+    hub: hubkit.Hub, python: Path, transfer: str, namespace: str, work: Path, *without: str
+) -> None:
+    words = [hub.url, namespace, str(work), *without]
     steps = run(hub, python, "scenario.py", words, work, **XET[transfer])
     assert steps[-1] == "wrong_token" and len(steps) >= 14
     log = "".join(hub.log)
@@ -57,9 +59,17 @@ def scenario(hub: hubkit.Hub, python: Path, transfer: str, namespace: str, work:
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("transfer", XET)
-def test_the_installed_client(hub: hubkit.Hub, transfer: str, tmp_path: Path) -> None:
-    scenario(hub, Path(sys.executable), transfer, f"installed-{transfer}", tmp_path)
+# The command line is many processes, each of which takes long to start.
+@pytest.mark.parametrize(
+    ("transfer", "without"),
+    [("xet", []), ("lfs", ["command_line"]), pytest.param("lfs", [], marks=pytest.mark.slow)],
+    ids=["xet", "lfs-library", "lfs"],
+)
+def test_the_installed_client(
+    hub: hubkit.Hub, transfer: str, without: list[str], tmp_path: Path
+) -> None:
+    namespace = "-".join(["installed", transfer, *without]).replace("_", "-")
+    scenario(hub, Path(sys.executable), transfer, namespace, tmp_path, *without)
 
 
 @pytest.mark.slow
