@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def _folders_when_needed() -> Iterator[None]:
     """Homes are made by the thousand here; to make and remove 256 folders is most of their cost."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(homes, "FOLDERS", ())
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_cards() -> Iterator[None]:
+    """PEFT saves adapters without a README, which takes it longer to render than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "peft" in sys.modules:
+            model = sys.modules["peft"].PeftModel
+            patch.setattr(model, "create_or_update_model_card", lambda *given: None)
         yield
 
 
