@@ -15,7 +15,7 @@ import pytest
 from cases import Case, cases
 
 from adapterhub.errors import NotSupported
-from adapterhub.kernels import floatmode, library, merge_low_rank
+from adapterhub.kernels import floatmode, merge_low_rank
 
 LIBM = ctypes.CDLL(ctypes.util.find_library("m"))
 X86 = {"down": 0x400, "up": 0x800, "zero": 0xC00}
