@@ -131,10 +131,11 @@ def _notes(base: Base) -> tuple[str, ...]:
 
 
 def _others(works: Mapping[str, Work]) -> Iterator[str]:
-    """Whose arithmetic it is, where it is not our own."""
-    changes = [s.change for work in works.values() for s in work.slabs if s.change]
-    for by, count in sorted(Counter(change.by for change in changes if change.by).items()):
-        yield f"{count} tensors are computed by {by}, which repeats itself to a tolerance only"
+    """Whose arithmetic it is, where it is not our own, or not in an order of our own."""
+    counts = Counter(whose for work in works.values() if (whose := work.computed_by))
+    for whose, count in sorted(counts.items()):
+        tensors = "1 tensor is" if count == 1 else f"{count} tensors are"
+        yield f"{tensors} computed by {whose}, which repeats itself to a tolerance only"
 
 
 def _check_complete(naming: Naming, works: Mapping[str, Work]) -> None:

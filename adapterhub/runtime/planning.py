@@ -7,9 +7,10 @@ bits of the merged checkpoint. Nothing is changed here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
+from adapterhub.adapter import REPLACE, Adapter
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.merging.draft import Draft
@@ -17,9 +18,10 @@ from adapterhub.merging.quantised import refuse_dtype
 from adapterhub.merging.ties import differ
 from adapterhub.merging.work import Fate, Options, Source, Work
 from adapterhub.methods import Meaning, Replacement, method
+from adapterhub.methods.mergeable import replacements
 from adapterhub.registry.fit import mismatch, wrong_ranks
 from adapterhub.registry.tied import spread
-from adapterhub.runtime import quantised
+from adapterhub.runtime import new_biases, quantised
 from adapterhub.runtime.hooks import Hooks, hooked
 from adapterhub.runtime.live import Live, refuse_model
 
@@ -40,6 +42,7 @@ def plan(live: Live, sources: Sequence[Source], *, base_is_initialised: bool = F
     refuse_model(live.model)
     options = Options(base_is_initialised=base_is_initialised)
     asked = [_asked(live, source, options) for source in sources]
+    new_biases.refuse_twice(hooks for hooks, _ in asked)
     meanings = [meaning for _, meaning in asked]
     _refuse_misfits(live, sources, meanings)
     draft = _drafted(live, sources, meanings, options)
@@ -56,11 +59,29 @@ def _asked(live: Live, source: Source, options: Options) -> tuple[Hooks, Meaning
     """What goes beside the weights, and what goes into them."""
     known = hooked(source.adapter.method)
     if known is not None:
-        return known.plan(live.model, source.adapter, source.weight), ()
+        beside, heads = _apart(source.adapter)
+        return known.plan(live.model, beside, source.weight), heads
     found = method(source.adapter.method).implementation.meaning(
         source.adapter, base_is_initialised=options.base_is_initialised
     )
-    return quantised.plan(live, source, found)
+    added, rest = new_biases.apart(live, source, found)
+    hooks, rest = quantised.plan(live, source, rest)
+    return added + hooks, rest
+
+
+def _apart(adapter: Adapter) -> tuple[Adapter, Meaning]:
+    """What a hooked method does itself, and the whole tensors of the model that came along.
+
+    Those of PEFT's prompts are put there by PEFT; AdapterHub's heads are none of the model's.
+    """
+    if adapter.format not in ("native", "adamix"):
+        return adapter, ()
+    own = {
+        module: {role: tensor for role, tensor in roles.items() if not role.startswith(REPLACE)}
+        for module, roles in adapter.modules.items()
+    }
+    modules = {module: roles for module, roles in own.items() if roles}
+    return replace(adapter, modules=modules), tuple(replacements(adapter))
 
 
 def _drafted(
