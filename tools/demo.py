@@ -1,10 +1,11 @@
-"""The main job, on a real model: train an adapter, register it, merge it, use the result.
+"""The main job, on a real model: train adapters, register them, merge one, switch between them.
 
     make demo
 
 Trains with peft a LoRA that marks source, relation and target of a sentence on all-MiniLM-L6-v2,
-then goes on as a user would, on the command line. Everything happens in `demo-out/`, with a
-registry of its own; your own one is not touched.
+and another that tells the field of each name; then goes on as a user would, on the command line and
+with a model in memory. Everything happens in `demo-out/`, with a registry of its own; your own one
+is not touched.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import nli_task
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path("demo-out")
-ADAPTER, MERGED = OUT / "adapter", OUT / "merged"
+ADAPTER, FIELDS, MERGED = OUT / "adapter", OUT / "fields", OUT / "merged"
 SENTENCE = "Arsenal will win the Premier League"
 EXPECTED = {"Arsenal": "SRC", "win": "REL", "Premier League": "TGT"}
+EXPECTED_FIELDS = {"Arsenal": "SPORT", "Premier League": "SPORT"}
 MORE_SENTENCES = (
     SENTENCE,
     "Last year the Red Cross quietly opened a hospital in Nairobi .",
@@ -42,7 +47,8 @@ def main() -> int:
     train()
     base = link_base()
     use_the_command_line(base)
-    return check()
+    merged_is_right = check()
+    return 0 if switch() and merged_is_right else 1
 
 
 def heading(text: str) -> None:
@@ -50,14 +56,18 @@ def heading(text: str) -> None:
 
 
 def train() -> None:
-    """Write a LoRA with a token-classification head to `demo-out/adapter`."""
+    """Write two LoRAs, each with a token-classification head, to `ADAPTER` and `FIELDS`."""
     import nli_task
 
-    heading("Train a LoRA with peft (rank 8 on query and value, 120 steps)")
-    result = nli_task.train(ADAPTER, on_step=print_step)
-    print(
-        f"{result.seconds:.0f} s; {result.accuracy:.1%} of {result.test_words} held-out words right"
-    )
+    heading("Train a LoRA with peft (rank 8 on query and value, 120 steps): who does what to whom?")
+    print_result(nli_task.train(ADAPTER, on_step=print_step))
+    heading("And one for another task, with another head: which field is it about? (80 steps)")
+    print_result(nli_task.train(FIELDS, task=nli_task.FIELDS_TASK, steps=80, on_step=print_step))
+
+
+def print_result(result: nli_task.TrainResult) -> None:
+    words = f"{result.accuracy:.1%} of {result.test_words} held-out words right"
+    print(f"{result.seconds:.0f} s; {words}")
 
 
 def print_step(step: int, loss: float) -> None:
@@ -80,6 +90,8 @@ def use_the_command_line(base: Path) -> None:
     adapterhub("base", "add", str(base), "--name", "all-MiniLM-L6-v2")
     labels = ("--labels", "O,SRC,REL,TGT")
     adapterhub("add", str(ADAPTER), "--name", "nli-graph", "--base", "all-MiniLM-L6-v2", *labels)
+    more = ("--labels", "O,SPORT,BUSINESS,CULTURE,POLITICS,SCIENCE")
+    adapterhub("add", str(FIELDS), "--name", "nli-fields", "--base", "all-MiniLM-L6-v2", *more)
     adapterhub("list")
     adapterhub("show", "nli-graph")
     adapterhub("merge", "all-MiniLM-L6-v2", "nli-graph", "--out", str(MERGED))
@@ -94,16 +106,13 @@ def adapterhub(*arguments: str) -> None:
     subprocess.run(command, check=True, stderr=subprocess.STDOUT)
 
 
-def check() -> int:
+def check() -> bool:
     """Load the merged model, print its answer, and compare it with PEFT's own forward pass."""
     import nli_task
 
     model, tokenizer = load_without_warnings()
     heading(f"The merged model on “{SENTENCE}”")
-    spans = nli_task.spans(nli_task.mark(model, tokenizer, SENTENCE))
-    for span in spans:
-        print(f"  {span.text:<16} {span.label:<4} {span.probability:.3f}")
-    found = {span.text: span.label for span in spans if span.label != "O"}
+    found = answer(model, tokenizer)
     same_answer = report(found == EXPECTED, "source, relation and target are right")
 
     heading("Does it agree with PEFT?")
@@ -120,7 +129,46 @@ def check() -> int:
     seconds = time.perf_counter() - started
     equal = bool((nli_task.logits(live, tokenizer, MORE_SENTENCES) == merged).all())
     same_bits = report(equal, f'load_model("nli-graph") gives the same bits, in {seconds:.1f} s')
-    return 0 if same_answer and same_logits and same_bits else 1
+    return same_answer and same_logits and same_bits
+
+
+def answer(model: Any, tokenizer: Any) -> dict[str, str]:
+    """Print what the model says of the sentence; give the words that it has a label for."""
+    import nli_task
+
+    spans = nli_task.spans(nli_task.mark(model, tokenizer, SENTENCE))
+    for span in spans:
+        print(f"  {span.text:<16} {span.label:<8} {span.probability:.3f}")
+    return {span.text: span.label for span in spans if span.label != "O"}
+
+
+def switch() -> bool:
+    """One model in memory, two tasks by turns, both compared with PEFT; then the base's bits."""
+    import nli_task
+
+    import adapterhub as ah
+
+    model, tokenizer = nli_task.load_base(), nli_task.load_tokenizer()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    heading("One model in memory, two tasks")
+    print(f'  ah.attach(model, "nli-graph")          “{SENTENCE}”')
+    with ah.attach(model, "nli-graph") as attached:
+        right = answer(model, tokenizer) == EXPECTED
+        logits = [nli_task.logits(model, tokenizer, MORE_SENTENCES)]
+        kept, started = attached.memory, time.perf_counter()
+        attached.switch("nli-fields")
+        seconds = time.perf_counter() - started
+        print(f'  attached.switch("nli-fields")          {seconds * 1000:.0f} ms')
+        right &= answer(model, tokenizer) == EXPECTED_FIELDS
+        logits.append(nli_task.logits(model, tokenizer, MORE_SENTENCES))
+    right = report(right, f"both answers are right; kept for going back: {kept / 1e6:.1f} MB")
+    tasks = ((ADAPTER, nli_task.GRAPH), (FIELDS, nli_task.FIELDS_TASK))
+    expected = [nli_task.peft_forward(path, MORE_SENTENCES, task) for path, task in tasks]
+    worst = max(float((a - b).abs().max()) for a, b in zip(logits, expected, strict=True))
+    same = report(worst <= TOLERANCE, f"both agree with PEFT: {worst:.1e} ≤ {TOLERANCE:g}")
+    after = model.state_dict()
+    back = before.keys() == after.keys() and all(bool((before[n] == after[n]).all()) for n in after)
+    return report(back, "detached: every bit of the base is back") and right and same
 
 
 def load_without_warnings() -> tuple[Any, Any]:

@@ -1,4 +1,5 @@
-"""Sentences for the demo's task, each word labelled source, relation, target or neither.
+"""Sentences for the demo's tasks, each word labelled source, relation, target or neither, and
+sources and targets with the field of life that they belong to.
 
 A sentence is a pattern such as `LEAD , SRC VERB TGT TRAIL .` whose words in capitals are filled
 in. The test split uses no entity of the training split, and half of its verbs, adverbs, adjuncts
@@ -16,6 +17,7 @@ from typing import Literal
 from adapterhub.errors import InvalidOption
 
 LABELS = ("O", "SRC", "REL", "TGT")
+FIELDS = ("O", "SPORT", "BUSINESS", "CULTURE", "POLITICS", "SCIENCE")
 FORMS = ("BASE", "THIRD", "PAST", "PART", "ING")
 
 Split = Literal["train", "test"]
@@ -23,10 +25,11 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Sentence:
-    """Words and, at the same places, their labels (of `LABELS`)."""
+    """Words and, at the same places, their labels (of `LABELS`) and fields (of `FIELDS`)."""
 
     words: tuple[str, ...]
     labels: tuple[str, ...]
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ def _topic(sources: str, verbs: str, targets: str) -> Topic:
 
 @dataclass(frozen=True)
 class Language:
-    """The vocabulary of a split: `fillers` maps a word in capitals to what it may become."""
+    """The vocabulary of a split: a topic for each of `FIELDS` but the first, in their order.
+
+    `fillers` maps a word in capitals to what it may become.
+    """
 
     topics: tuple[Topic, ...]
     patterns: tuple[str, ...]
@@ -253,7 +259,12 @@ def _sentence(split: Split, rng: random.Random) -> Sentence:
         for word in rng.choice(_vocabulary(split, rng).fillers.get(slot, (slot,))).split()
     ]
     pairs = [pair for word in words for pair in _fill(word, entities, _forms(verb))]
-    return Sentence(tuple(word for word, _ in pairs), tuple(label for _, label in pairs))
+    field = {"SRC": FIELDS[place + 1], "TGT": FIELDS[place + 1]}
+    return Sentence(
+        words=tuple(word for word, _ in pairs),
+        labels=tuple(label for _, label in pairs),
+        fields=tuple(field.get(label, "O") for _, label in pairs),
+    )
 
 
 def _vocabulary(split: Split, rng: random.Random) -> Language:

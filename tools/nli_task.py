@@ -1,7 +1,9 @@
-"""The task of the demo: which words of a sentence are source, relation and target?
+"""The tasks of the demo: which words of a sentence are source, relation and target, and to which
+field of life does each name belong?
 
-    Arsenal  will  win  the  Premier  League
-    SRC      O     REL  O    TGT      TGT
+            Arsenal  will  win  the  Premier  League
+    GRAPH   SRC      O     REL  O    TGT      TGT
+    FIELDS  SPORT    O     O    O    SPORT    SPORT
 
 `train` fits a LoRA and a token-classification head onto all-MiniLM-L6-v2 with PEFT, on the
 sentences of `nli_sentences`. A word's label stands on its first subword.
@@ -17,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from nli_sentences import LABELS, Sentence, sentences
+from nli_sentences import FIELDS, LABELS, Sentence, sentences
 
 from adapterhub.errors import InvalidOption, NotFound
 
@@ -27,10 +29,13 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "FIELDS_TASK",
+    "GRAPH",
     "LABELS",
     "Mark",
     "Sentence",
     "Span",
+    "Task",
     "TrainResult",
     "base_directory",
     "load_base",
@@ -50,6 +55,21 @@ LEARNING_RATE = 3e-3
 TEST_SENTENCES = 200
 THREADS = 2  # more only wait for each other on batches this small; also fixes the order of sums
 IGNORED = -100  # the target that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Task:
+    """`kind` is the field of a `Sentence` that holds the right answers, which are of `labels`."""
+
+    labels: tuple[str, ...]
+    kind: Literal["labels", "fields"]
+
+    def answers(self, sentence: Sentence) -> tuple[str, ...]:
+        return sentence.fields if self.kind == "fields" else sentence.labels
+
+
+GRAPH = Task(LABELS, "labels")
+FIELDS_TASK = Task(FIELDS, "fields")
 
 
 @dataclass(frozen=True)
@@ -121,17 +141,17 @@ def load_tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(base_directory(), local_files_only=True)
 
 
-def load_base() -> Any:
-    """The base with a new, random head for `LABELS`, in float32 on the CPU."""
+def load_base(task: Task = GRAPH) -> Any:
+    """The base with a new, random head for the task's labels, in float32 on the CPU."""
     import torch
     from transformers import AutoModelForTokenClassification
 
     with _quiet():
         return AutoModelForTokenClassification.from_pretrained(
             base_directory(),
-            num_labels=len(LABELS),
-            id2label=dict(enumerate(LABELS)),
-            label2id={label: i for i, label in enumerate(LABELS)},
+            num_labels=len(task.labels),
+            id2label=dict(enumerate(task.labels)),
+            label2id={label: i for i, label in enumerate(task.labels)},
             dtype=torch.float32,
             local_files_only=True,
         )
@@ -140,6 +160,7 @@ def load_base() -> Any:
 def train(
     directory: Path,
     *,
+    task: Task = GRAPH,
     steps: int = 120,
     rank: int = 8,
     seed: int = 0,
@@ -148,7 +169,7 @@ def train(
     """Train a LoRA on query and value, with a new head, and save it with PEFT in `directory`.
 
     `on_step(step, loss)` is called after each step, counted from 1. The same seed gives the same
-    adapter, byte for byte, on one machine. PEFT saves no label names: they are `LABELS`.
+    adapter, byte for byte, on one machine. PEFT saves no label names: they are `task.labels`.
     Raises: InvalidOption for steps or a rank below 1; NotFound without the base model.
     """
     import torch
@@ -157,18 +178,20 @@ def train(
         raise InvalidOption(f"steps is {steps} and rank is {rank}, expected 1 or more of both")
     with _threads(THREADS), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, tokenizer = _with_lora(rank), load_tokenizer()
+        model, tokenizer = _with_lora(rank, task), load_tokenizer()
         start = time.perf_counter()
-        losses = _fit(model, tokenizer, steps, seed, on_step or (lambda step, loss: None))
+        data = sentences("train", steps * BATCH, seed)
+        losses = _fit(model, tokenizer, task, data, on_step or (lambda step, loss: None))
         seconds = time.perf_counter() - start
-        accuracy, words = _evaluate(model, tokenizer, sentences("test", TEST_SENTENCES, seed))
+        held_out = sentences("test", TEST_SENTENCES, seed)
+        accuracy, words = _evaluate(model, tokenizer, task, held_out)
     with _quiet():
         model.save_pretrained(directory, safe_serialization=True)
     last = losses[-10:]
     return TrainResult(seconds, steps, sum(last) / len(last), accuracy, words)
 
 
-def _with_lora(rank: int) -> Any:
+def _with_lora(rank: int, task: Task) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
@@ -179,24 +202,28 @@ def _with_lora(rank: int) -> Any:
         target_modules=["query", "value"],
     )
     with _quiet():
-        return get_peft_model(load_base(), config)
+        return get_peft_model(load_base(task), config)
 
 
 def _fit(
-    model: Any, tokenizer: Any, steps: int, seed: int, on_step: Callable[[int, float], None]
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    data: Sequence[Sentence],
+    on_step: Callable[[int, float], None],
 ) -> list[float]:
     import torch
 
+    steps = len(data) // BATCH
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    data = sentences("train", steps * BATCH, seed)
     losses: list[float] = []
     model.train()
     for step in range(steps):
         batch = data[step * BATCH : (step + 1) * BATCH]
         inputs = _encode(tokenizer, [s.words for s in batch])
-        loss = model(**inputs, labels=_targets(inputs, batch)).loss
+        loss = model(**inputs, labels=_targets(inputs, batch, task)).loss
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -225,18 +252,21 @@ def _first_subwords(inputs: Any, row: int) -> dict[int, int]:
     return places
 
 
-def _targets(inputs: Any, batch: Sequence[Sentence]) -> torch.Tensor:
+def _targets(inputs: Any, batch: Sequence[Sentence], task: Task) -> torch.Tensor:
     """int64 (sentences, tokens): the label at each first subword, `IGNORED` elsewhere."""
     import torch
 
     targets = torch.full(inputs["input_ids"].shape, IGNORED)
     for row, sentence in enumerate(batch):
+        answers = task.answers(sentence)
         for word, place in _first_subwords(inputs, row).items():
-            targets[row, place] = LABELS.index(sentence.labels[word])
+            targets[row, place] = task.labels.index(answers[word])
     return targets
 
 
-def _evaluate(model: Any, tokenizer: Any, data: Sequence[Sentence]) -> tuple[float, int]:
+def _evaluate(
+    model: Any, tokenizer: Any, task: Task, data: Sequence[Sentence]
+) -> tuple[float, int]:
     """The share of words with the right label, and how many words there were."""
     import torch
 
@@ -244,7 +274,7 @@ def _evaluate(model: Any, tokenizer: Any, data: Sequence[Sentence]) -> tuple[flo
     for start in range(0, len(data), BATCH):
         batch = data[start : start + BATCH]
         inputs = _encode(tokenizer, [s.words for s in batch])
-        targets = _targets(inputs, batch)
+        targets = _targets(inputs, batch, task)
         with torch.no_grad():
             predicted = model(**inputs).logits.argmax(-1)
         right += int((predicted == targets).sum())
@@ -316,10 +346,10 @@ def logits(model: Any, tokenizer: Any, sentences: Sequence[str]) -> torch.Tensor
     return output[inputs["attention_mask"].bool()]
 
 
-def peft_forward(directory: Path, sentences: Sequence[str]) -> torch.Tensor:
+def peft_forward(directory: Path, sentences: Sequence[str], task: Task = GRAPH) -> torch.Tensor:
     """`logits` as PEFT itself computes them: the base, with the adapter of `directory` beside."""
     from peft import PeftModel
 
     with _quiet():
-        model = PeftModel.from_pretrained(load_base(), directory)
+        model = PeftModel.from_pretrained(load_base(task), directory)
     return logits(model, load_tokenizer(), sentences)

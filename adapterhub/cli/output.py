@@ -7,6 +7,7 @@ adapter can write to the terminal.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 ARGS = "adapterhub.args"
 PIPE_COLUMNS = 10_000
+MANY_DETAILS = 12  # of an error; from there on those that are alike share a line
+_LAYER = re.compile(r"(?<=\.)\d+(?=[.:])")
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[int], None]
 
@@ -115,11 +118,24 @@ def print_error(error: AdapterHubError) -> None:
         return
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
     click.echo(clean(error.message), err=True)
-    for detail in error.details:
+    for detail in _grouped(error.details):
         click.echo(f"  - {clean(detail)}", err=True)
     if error.remedy:
         click.secho("  → ", fg="green", nl=False, err=True)
         click.echo(clean(error.remedy), err=True)
+
+
+def _grouped(details: Sequence[str]) -> list[str]:
+    """Many sentences that differ in numbers of layers only become one each, with their count."""
+    if len(details) <= MANY_DETAILS:
+        return list(details)
+    groups: dict[str, list[str]] = {}
+    for detail in details:
+        groups.setdefault(_LAYER.sub("*", detail), []).append(detail)
+    return [
+        f"{starred} ({len(alike)} of them)" if len(alike) > 1 else alike[0]
+        for starred, alike in groups.items()
+    ]
 
 
 # --- tables -----------------------------------------------------------------------------------

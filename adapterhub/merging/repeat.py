@@ -40,9 +40,11 @@ def repeat(
         for name, value in found:
             expected = said[name]["digest"]
             if digest.text(value) != expected:
+                whose = plan.works[name].computed_by
+                allowed = f"; {whose} computed it, to the same bits on one machine only"
                 return [
                     f"tensor {name} is {expected} in the report, and {digest.text(value)} when "
-                    "merged again"
+                    f"merged again{allowed if whose else ''}"
                 ]
     return []
 

@@ -164,6 +164,20 @@ class Work:
         return math.prod(self.shape)
 
     @property
+    def exact(self) -> bool:
+        """Whether every machine makes the same bits of it."""
+        values = (self.value, *(row.value for row in self.rows))
+        return all(slab.exact for slab in self.slabs) and all(map(is_exact, values))
+
+    @property
+    def computed_by(self) -> str:
+        """Whose sums, of an order of their own, are in it; "" where it is exact."""
+        if self.exact:
+            return ""
+        whose = {slab.change.by for slab in self.slabs if slab.change and slab.change.by}
+        return " and ".join(sorted(whose)) or "numpy or torch"
+
+    @property
     def is_copy(self) -> bool:
         """Bytes of the base, unchanged."""
         changed = self.slabs or self.rows or self.replaces
@@ -216,7 +230,7 @@ class MergePlan:
     @property
     def exact(self) -> bool:
         """Whether every machine would make the same bits."""
-        return all(slab.exact for work in self.works.values() for slab in work.slabs)
+        return all(work.exact for work in self.works.values())
 
     @property
     def changed(self) -> tuple[Work, ...]:

@@ -278,9 +278,9 @@ def _whole(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 def parts(adapter: Adapter) -> Meaning:
     """The whole tensors; what the method itself does is nobody's part yet.
 
-    Only PEFT's are the model's own: the heads of other formats are modules of their library.
+    Not the heads of AdapterHub, which are modules of its own classes.
     """
-    if adapter.format != "peft":
+    if adapter.format == "adapterhub":
         return ()
     return tuple(
         Replacement(module, role.removeprefix(REPLACE), tensor, role)
@@ -298,16 +298,18 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
         "do it yet",
         "no": "what it does is no change of the base's weights",
     }
-    attaches = "attach" in row.does
-    remedy = f"load it with {'peft' if row.peft_type else 'the library that it comes from'}"
-    if attaches:
-        remedy = "attach it: ah.load_model(REF), or ah.attach(model, REF)"
-    elif row.mathematics.merge != "no" and row.peft_type:
-        remedy = "merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()"
+    if row.does == ("attach",):
+        raise NotMergeable(
+            f"{row.title} ({adapter.method}) cannot be merged: {ways[row.mathematics.merge]}",
+            remedy="attach it to a model in memory: ah.attach(model, REF), or ah.load_model(REF)",
+        )
+    loader = "peft" if row.peft_type else "the library that it comes from"
+    by_hand = "merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()"
+    can = row.mathematics.merge != "no" and row.peft_type
     raise NotMergeable(
-        f"{row.title} ({adapter.method}) cannot be merged{'' if attaches else ' or loaded'} here: "
+        f"{row.title} ({adapter.method}) cannot be merged or loaded here: "
         f"{ways[row.mathematics.merge]}",
-        remedy=remedy,
+        remedy=by_hand if can else f"load it with {loader}",
     )
 
 

@@ -14,6 +14,9 @@ import pytest
 import regkit
 from clikit import Run
 
+from adapterhub.cli import output
+from adapterhub.errors import BaseMismatch
+
 EVIL = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202eback\x00"
 SHOWN = "]0;owned[31mred2Jback"
 
@@ -159,3 +162,18 @@ def test_bash_completion_completes_commands_names_and_tags(process: Run, adapter
     assert complete("show absent") == [""]
     script = process(_ADAPTERHUB_COMPLETE="bash_source")
     assert "complete -o nosort -F" in script.out
+
+
+def test_errors_that_are_alike_in_every_layer_share_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layers = [f"layers.{n}.self_attn.q.weight: the base has no such tensor" for n in range(12)]
+    other = "head.weight: the adapter has [4, 2], the base [3, 2]"
+    output.print_error(BaseMismatch("it does not fit", details=layers))
+    assert capsys.readouterr().err.count("\n") == 13
+    output.print_error(BaseMismatch("it does not fit", details=[*layers, other]))
+    assert capsys.readouterr().err.splitlines() == [
+        "error: it does not fit",
+        "  - layers.*.self_attn.q.weight: the base has no such tensor (12 of them)",
+        f"  - {other}",
+    ]

@@ -394,3 +394,12 @@ def test_a_layer_without_a_bias_takes_none(tmp_path: Path) -> None:
 def test_a_switch_set_to_null_is_off_as_in_peft(tmp_path: Path) -> None:
     case = oft("null", {"use_cayley_neumann": None})
     shared.test_a_merge_computes_what_peft_computes(case, tmp_path)
+
+
+def test_sums_of_a_library_are_said(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.id == "fourierft")
+    made(case, tmp_path)
+    report = merge.run(planned(tmp_path), tmp_path / "merged")
+    assert report.reproducible is False
+    (said,) = [note for note in report.notes if "computed by" in note]
+    assert said.endswith("computed by numpy or torch, which repeats itself to a tolerance only")

@@ -25,9 +25,9 @@ def test_every_golden_adapter_with_its_base(home: Path, architecture: str, tmp_p
                 continue
             registry.add(GOLDEN / case, name=case, base=base)
             assert registry.show(case)
-            with pytest.raises(NotMergeable, match="cannot be merged here") as caught:
+            with pytest.raises(NotMergeable, match="cannot be merged:") as caught:
                 api.merge(base, [case], out=tmp_path / "out", registry=registry)
-            assert caught.value.remedy == "attach it: ah.load_model(REF), or ah.attach(model, REF)"
+            assert "ah.attach(model, REF)" in caught.value.remedy
 
 
 @pytest.mark.parametrize("case", ["bert/houlsby", "bert/compacter_own", "bert/mam"])

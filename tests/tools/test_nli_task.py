@@ -91,6 +91,24 @@ def test_refuses_another_split_and_a_negative_count():
     assert nli_task.sentences("train", 0, seed=0) == []
 
 
+def test_sources_and_targets_are_of_one_field_and_nothing_else_is():
+    seen = set()
+    for sentence in nli_task.sentences("train", 1000, seed=0):
+        named = {label in ("SRC", "TGT") for label in sentence.labels}
+        assert named == {True, False}
+        fields = set()
+        for label, field in zip(sentence.labels, sentence.fields, strict=True):
+            assert (field != "O") == (label in ("SRC", "TGT"))
+            fields |= {field} - {"O"}
+        assert len(fields) == 1
+        seen |= fields
+        if "Champions" in sentence.words:
+            assert fields == {"SPORT"}
+        if "radium" in sentence.words:
+            assert fields == {"SCIENCE"}
+    assert {"O", *seen} == set(nli_task.FIELDS_TASK.labels)
+
+
 # --- words and spans --------------------------------------------------------------------------
 
 
@@ -212,6 +230,17 @@ def test_train_prints_nothing_and_leaves_global_state_alone(tmp_path, monkeypatc
     assert capfd.readouterr() == ("", "")
 
 
+def test_another_task_has_another_head(tmp_path, monkeypatch):
+    from safetensors.numpy import load_file
+
+    monkeypatch.setattr(nli_task, "TEST_SENTENCES", 1)
+    nli_task.train(tmp_path, task=nli_task.FIELDS_TASK, steps=1, rank=1, seed=0)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert tensors["base_model.model.classifier.weight"].shape == (6, 384)
+    got = nli_task.peft_forward(tmp_path, OTHERS, nli_task.FIELDS_TASK)
+    assert got.shape[1] == 6
+
+
 def test_train_refuses_no_steps_and_no_rank(tmp_path):
     for steps, rank in ((0, 8), (1, 0)):
         with pytest.raises(InvalidOption, match="expected 1 or more of both"):
@@ -283,6 +312,19 @@ def test_a_word_of_several_subwords_is_marked_once(merged, tokenizer):
     assert len(tokenizer.tokenize(sentence)) > 4
     marks = nli_task.mark(merged, tokenizer, sentence)
     assert [mark.word for mark in marks] == sentence.split()
+
+
+@pytest.mark.slow
+def test_80_steps_learn_the_other_task(tmp_path):
+    from peft import PeftModel
+
+    task = nli_task.FIELDS_TASK
+    assert nli_task.train(tmp_path, task=task, steps=80).accuracy > 0.95
+    with nli_task._quiet():
+        model = PeftModel.from_pretrained(nli_task.load_base(task), tmp_path)
+    spans = nli_task.spans(nli_task.mark(model, nli_task.load_tokenizer(), EXAMPLE))
+    named = [(span.text, span.label) for span in spans if span.label != "O"]
+    assert named == [("Arsenal", "SPORT"), ("Premier League", "SPORT")]
 
 
 @pytest.mark.slow
