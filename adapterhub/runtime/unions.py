@@ -134,7 +134,8 @@ class _Lora:
 def _loras(
     model: PreTrainedModel, modules: Modules, config: Mapping[str, Any], alpha: Any
 ) -> Hooks:
-    if config.get("dora") or config.get("composition_mode", "add") != "add":
+    dora = config.get("dora") or config.get("use_dora")
+    if dora or config.get("composition_mode", "add") != "add":
         raise NotSupported("a union with DoRA or (IA)³ is not attached", remedy="use adapters")
     known = places_of(model).loras
     hooks, wrong = Hooks(), []

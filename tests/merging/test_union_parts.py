@@ -270,7 +270,7 @@ def test_a_gate_that_is_not_finite_in_memory() -> None:
     tensors = {role: ArrayTensor(value.astype(np.float32)) for role, value in roles.items()}
     config = {"configs": [{"architecture": "lora", "r": 2, "use_gating": True}]}
     adapter = Adapter("unipelt", "adapterhub", config, {"a": tensors})
-    with pytest.raises(InvalidAdapter, match="gate.bias is not finite"):
+    with pytest.raises(InvalidAdapter, match=r"gate\.bias is not finite"):
         unions.lora(adapter, 4, lambda module: (module, ""))
 
 
