@@ -198,7 +198,8 @@ def problems(config: Mapping[str, Any]) -> list[Problem]:
     if architecture is not None and architecture not in _ARCHITECTURES:
         text = f"the architecture {architecture[:80]!a} is not one that this version knows"
         found.append(Problem("method", text, "upgrade adapterhub", fatal=True))
-    clash = sorted((_ADDED | {OUTER}) & set(inner)) + sorted({HEAD} & set(config))
+    ours = _ADDED if "dora" in inner else _ADDED - {"use_dora"}  # which adapters 1.3 writes itself
+    clash = sorted((ours | {OUTER}) & set(inner)) + sorted({HEAD} & set(config))
     if clash:
         text = f"adapter_config.json has a field {clash[0]}, which AdapterHub does not write"
         found.append(Problem("config", text, "remove it", fatal=True))

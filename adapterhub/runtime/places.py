@@ -14,20 +14,18 @@ and modeling_*.py of adapters 1.3, and the models of transformers 5.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import schema
 from adapterhub.errors import NotSupported
+from adapterhub.methods.lora_places import FILE, Fused, table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FILE = "bottlenecks.json"
+__all__ = ["FILE", "Fused"]
 
 
 @dataclass(frozen=True)
@@ -107,39 +105,22 @@ class Places:
     loras: tuple[Fused, ...] = ()
 
 
-@dataclass(frozen=True)
-class Fused:
-    """A matrix that AdapterHub adds LoRA to under another name than the model's, or of which it
-    adds to `parts`: of "qkv", one third of the rows each."""
-
-    stored: str
-    module: str
-    parts: str = ""
-
-
-@cache
-def _table() -> Mapping[str, Mapping[str, Any]]:
-    path = schema.data_dir("registry") / FILE
-    found: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text("utf-8"))
-    return found
-
-
 def known() -> tuple[str, ...]:
     """The model types that have places."""
-    return tuple(sorted(_table()))
+    return tuple(sorted(table()))
 
 
 def places_of(model: PreTrainedModel) -> Places:
     """Raises NotSupported, naming the architectures that are known."""
     kind = model.config.model_type
-    row = _table().get(kind)
+    row = table().get(kind)
     if row is None:
         raise NotSupported(
             f"AdapterHub's modules have no known place in the architecture {kind!r}",
             remedy=f"known are {', '.join(known())}",
         )
     turned_back = bool(row.get("turned_back"))
-    row = _table()[row["same_as"]] if "same_as" in row else row
+    row = table()[row["same_as"]] if "same_as" in row else row
     return Places(
         tuple(
             Place(p["location"], p["stored"], p["hidden"], Argument(**p["residual"]), p.get("norm"))

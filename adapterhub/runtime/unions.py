@@ -7,7 +7,7 @@ alpha / r:
     y = W x + g · B A x        g: the mean over the tokens of σ(W_g x + b_g)
 
 The gate hangs on the input, so that such a LoRA has no weight to be merged into; one without a
-gate is added with alpha / r.
+gate is added with alpha / r. Which of them merge all the same, `methods.unions` says.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.adapter import Adapter
 from adapterhub.errors import BaseMismatch, InvalidAdapter, NotSupported
 from adapterhub.formats import adapterhub_config
+from adapterhub.methods import unions
 from adapterhub.runtime import bottlenecks, prefixes
 from adapterhub.runtime.arrays import torch_of
 from adapterhub.runtime.bottlenecks import Modules, misfit, refuse_heads, refuse_weight
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_LORA = ("lora_A", "lora_B", "loras:gate.weight", "loras:gate.bias")
-_PREFIX = (".prefix_tuning", "prefix_tuning")
+_LORA = unions.LORA
 
 
 def plan(model: PreTrainedModel, adapter: Adapter, weight: float) -> Hooks:
@@ -83,16 +83,9 @@ def _grouped(modules: Modules) -> dict[str, dict[str, dict[str, Tensor]]]:
     groups: dict[str, dict[str, dict[str, Tensor]]] = {}
     for module, roles in modules.items():
         for role, tensor in roles.items():
-            kind = _kind(module, role)
+            kind = unions.kind(module, role)
             groups.setdefault(kind, {}).setdefault(module, {})[role] = tensor
     return groups
-
-
-def _kind(module: str, role: str) -> str:
-    if role in _LORA:
-        return "lora"
-    pooled = module.endswith((*_PREFIX, prefixes.POOL)) or role.startswith(prefixes.GATES)
-    return "prefix_tuning" if pooled else ""
 
 
 # --- gated LoRA -------------------------------------------------------------------------------
@@ -141,7 +134,8 @@ class _Lora:
 def _loras(
     model: PreTrainedModel, modules: Modules, config: Mapping[str, Any], alpha: Any
 ) -> Hooks:
-    if config.get("dora") or config.get("composition_mode", "add") != "add":
+    dora = config.get("dora") or config.get("use_dora")
+    if dora or config.get("composition_mode", "add") != "add":
         raise NotSupported("a union with DoRA or (IA)³ is not attached", remedy="use adapters")
     known = places_of(model).loras
     hooks, wrong = Hooks(), []
