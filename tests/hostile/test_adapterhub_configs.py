@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from patience import ends
 from safetensors.numpy import load_file, save_file
 
 from adapterhub import formats
@@ -50,14 +50,12 @@ def changed(
 
 
 def refusal(models: dict[str, Any], case: str, path: Path) -> str:
-    """What is said, within a second; by the reader, or by the plan on a live model."""
-    started = time.thread_time()
-    with pytest.raises(AdapterHubError) as caught:
+    """What is said by the reader, or by the plan on a live model."""
+    with ends(), pytest.raises(AdapterHubError) as caught:
         adapter = inspection.require(formats.read(path))
         way = hooked(adapter.method)
         assert way is not None
         way.plan(models[case.partition("/")[0]], adapter, 1.0)
-    assert time.thread_time() - started < 1
     text = str(caught.value)
     assert caught.value.remedy and text.replace("\n", "").isprintable() and len(text) < 6000
     return text

@@ -7,16 +7,15 @@ import os
 import pickle
 import pickletools
 import struct
-import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from patience import ends
 
 from adapterhub import formats
 from adapterhub.adapter import Reading
@@ -25,20 +24,11 @@ from adapterhub.formats import contents, gguf_header, pickle_names, zips
 from adapterhub.registry import inspection
 from adapterhub.tensorfile import ArrayTensor, write_file
 
-SECONDS = 2.0  # on a shared machine; each of these takes a fraction of it
-
-
-@contextmanager
-def quickly() -> Iterator[None]:
-    before = time.process_time()
-    yield
-    assert time.process_time() - before < SECONDS
-
 
 def problem(path: Path, data: bytes, name: str = "x.bin") -> str:
     """What is said of a file with this content; that it is refused is checked, too."""
     (path / name).write_bytes(data)
-    with quickly():
+    with ends():
         content = contents.look(path / name)
         with pytest.raises(AdapterHubError):
             inspection.require(formats.read(path / name, allow_pickle=False))
@@ -78,7 +68,7 @@ def test_a_payload_does_not_run(tmp_path: Path, wrap: Callable[[bytes], bytes]) 
 def test_a_pickle_of_a_million_strings(tmp_path: Path) -> None:
     content = {f"name.{i}": i for i in range(1_000_000)}
     (tmp_path / "x.bin").write_bytes(pickle.dumps(content, protocol=4))
-    with quickly():
+    with ends():
         found = contents.look(tmp_path / "x.bin")
     assert found.problem is None and found.shapes == {}
     assert 0 < len(found.others) <= pickle_names.MAX_NAMES + 2000  # a pickle sets 1000 at once
@@ -107,7 +97,7 @@ LAUGHS = b"]" + b"q\x00" + b"".join(b"h\x00h\x00\x86q\x00" for _ in range(60_000
 )
 def test_pickles_that_would_cost_much(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.bin").write_bytes(data)
-    with quickly():
+    with ends():
         contents.look(tmp_path / "x.bin")
         with pytest.raises(AdapterHubError):
             inspection.require(formats.read(tmp_path / "x.bin"))
@@ -328,7 +318,7 @@ def test_gguf_of_very_many_texts(tmp_path: Path) -> None:
     count = gguf_header.MAX_ITEMS
     data = gguf(0, 1, text(b"a") + struct.pack("<IIQ", 9, 8, count) + text(b"") * count)
     (tmp_path / "x.gguf").write_bytes(data)
-    with quickly():
+    with ends():
         assert contents.look(tmp_path / "x.gguf").problem is None
 
 
@@ -350,10 +340,10 @@ def test_a_directory_of_pipes_and_devices(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
     (tmp_path / "lora.safetensors").symlink_to("/dev/zero")
     (tmp_path / "loop.gguf").symlink_to(tmp_path / "loop.gguf")
-    with quickly(), pytest.raises(UnknownFormat, match=r"seen: adapter_model\.safetensors, "):
+    with ends(), pytest.raises(UnknownFormat, match=r"seen: adapter_model\.safetensors, "):
         formats.read(tmp_path)
     for name in ("x.bin", "lora.safetensors", "adapter_config.json"):
-        with quickly(), pytest.raises(AdapterHubError):
+        with ends(), pytest.raises(AdapterHubError):
             formats.read(tmp_path / name)
 
 
@@ -362,7 +352,7 @@ def test_a_directory_of_very_many_files(tmp_path: Path) -> None:
     write_file(one, {"encoder.weight": ArrayTensor(np.ones((2, 2), np.float32))})
     for number in range(1, 3000):
         (tmp_path / f"{number}.safetensors").hardlink_to(one)
-    with quickly():
+    with ends():
         reading = formats.read(tmp_path)
     assert reading.format == "unknown"
     assert "and 2992 more" in reading.problems[0].message
@@ -385,7 +375,7 @@ def test_a_directory_of_very_many_files(tmp_path: Path) -> None:
 def test_hostile_configs(tmp_path: Path, data: bytes, said: str, name: str) -> None:
     (tmp_path / name).write_bytes(data)
     for path in (tmp_path / name, tmp_path):
-        with quickly():
+        with ends():
             reading = _read(path)
         if reading is not None:
             assert said in "\n".join(p.message for p in reading.problems)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from patience import ends
 
 from adapterhub import formats
 from adapterhub.adapter import Reading
@@ -40,18 +40,15 @@ BOMBS = [
     "(m|mo|o|od|d|de|e|el|l|.)*!",
     "(x+x+)+y",
 ]
-LIMIT = 1.0
 
 
 def answered(path: Path) -> tuple[Reading, AdapterHubError]:
-    """The reading, and the refusal; both within a second of this thread's time."""
-    started = time.thread_time()
-    reading = formats.read(path)
-    inspection.inspect(reading, source="x")
-    with pytest.raises(AdapterHubError) as caught:
-        inspection.require(reading)
-    spent = time.thread_time() - started
-    assert spent < LIMIT, f"{spent:.2f} s"
+    """The reading, and the refusal."""
+    with ends():
+        reading = formats.read(path)
+        inspection.inspect(reading, source="x")
+        with pytest.raises(AdapterHubError) as caught:
+            inspection.require(reading)
     assert caught.value.remedy and caught.value.message.isprintable()
     assert len(caught.value.message) < 1000
     return reading, caught.value
@@ -148,9 +145,8 @@ def test_ten_megabytes(peft_dir: Maker) -> None:
 
 def test_four_megabytes_of_everything(peft_dir: Maker) -> None:
     many = {f"field {n}": [n] * 8 for n in range(40_000)}
-    started = time.thread_time()
-    reading = formats.read(peft_dir(PAIRS, peft_type="LOKR", **many))
-    assert time.thread_time() - started < 2 * LIMIT
+    with ends():
+        reading = formats.read(peft_dir(PAIRS, peft_type="LOKR", **many))
     (found,) = [p for p in reading.problems if p.code == "unknown-fields"]
     assert len(found.message) < 500
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import ends
 from peft import LoraConfig
 
 from adapterhub.errors import AdapterHubError, InvalidAdapter, SchemaError
@@ -126,15 +126,13 @@ HARMLESS = [
 @pytest.mark.parametrize("key", EXPLOSIVE)
 def test_a_pattern_that_could_explode_is_an_error_at_once(key: str) -> None:
     config = lora.parse({"r": 4, "rank_pattern": {key: 8}})
-    started = time.thread_time()
-    with pytest.raises(InvalidAdapter) as caught:
+    with ends(), pytest.raises(InvalidAdapter) as caught:
         config.rank("q" * 60 + "!b")
     assert caught.value.message == (
         f"pattern {key!a} of adapter_config.json cannot be used: it can take too long to match: "
         "repeats within repeats"
     )
     assert "rank_pattern" in caught.value.remedy
-    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize("key", HARMLESS)
@@ -144,10 +142,9 @@ def test_a_pattern_that_cannot_explode(key: str) -> None:
 
 def test_a_pattern_that_is_slow_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "MATCH_SECONDS", 0.01)
-    started = time.thread_time()
-    with pytest.raises(InvalidAdapter, match="cannot be used: it takes too long to match"):
+    refused = pytest.raises(InvalidAdapter, match="cannot be used: it takes too long to match")
+    with ends(), refused:
         Patterns({".*?[ab].*?" * 6 + "[^ab]": 8}).find("ab" * 300)
-    assert time.thread_time() - started < 1
 
 
 def test_many_slow_patterns_are_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pullkit
 import pytest
+from patience import ends
 from pullkit import TOKEN, Hub, tree_of
 
 import adapterhub as ah
@@ -206,9 +207,8 @@ def test_a_hundred_thousand_files(hub: Hub, registry: Registry, tree: dict[str, 
     ]
     hub.entries = lambda own: [*rows, *own]
     listed: list[int] = []
-    start = time.monotonic()
-    (one,) = ah.pull("a/b", name="taken", registry=registry, on_list=listed.append)
-    assert time.monotonic() - start < 20
+    with ends():
+        (one,) = ah.pull("a/b", name="taken", registry=registry, on_list=listed.append)
     assert (one.origin.commit, sum(listed)) == (commit, 100_002)
 
 

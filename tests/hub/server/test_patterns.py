@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import ends
 
 from adapterhub.hub.server.patterns import parse_attributes, parse_ignore
 
@@ -143,7 +143,6 @@ def test_no_pattern_is_too_much(pattern: str, path: str) -> None:
 
 
 def test_hostile_patterns_take_no_time() -> None:
-    began = time.process_time()
-    assert not parse_ignore("*a" * 400 + "*c").ignores("a" * 1000 + "b")
-    assert not parse_ignore("/".join(["**", "a"] * 15) + "/c").ignores("/".join("a" * 32))
-    assert time.process_time() - began < 0.5
+    with ends():
+        assert not parse_ignore("*a" * 400 + "*c").ignores("a" * 1000 + "b")
+        assert not parse_ignore("/".join(["**", "a"] * 15) + "/c").ignores("/".join("a" * 32))
