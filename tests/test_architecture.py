@@ -23,7 +23,7 @@ LEVELS = (
     ("methods",),
     ("formats", "store"),
     ("registry",),
-    ("merging", "hub"),
+    ("merging", "composing", "hub"),
     ("runtime",),  # a merge into a model in memory
     ("api",),
     ("cli",),

@@ -1,0 +1,23 @@
+"""Adapters → one adapter, on their factors: sum, average, methods on elements and subspaces."""
+
+from __future__ import annotations
+
+from adapterhub.composing.inputs import Input, input_of
+from adapterhub.composing.plan import Options, Plan, plan
+from adapterhub.composing.result import Report, adapter_of, report, write, write_into
+from adapterhub.composing.run import Composed, run
+
+__all__ = [
+    "Composed",
+    "Input",
+    "Options",
+    "Plan",
+    "Report",
+    "adapter_of",
+    "input_of",
+    "plan",
+    "report",
+    "run",
+    "write",
+    "write_into",
+]

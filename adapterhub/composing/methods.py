@@ -1,0 +1,211 @@
+"""How deltas become one: a row for each method, with its paper and its parameters."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal, Protocol
+
+from adapterhub.composing.factored import Factors, Matrix
+from adapterhub.errors import InvalidOption
+
+_ARXIV = "https://arxiv.org/abs/"
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """What one input adds to one matrix: `scale`·b·a, times the user's `weight`; b and a in fp32."""
+
+    number: int
+    weight: float
+    scale: float
+    factors: Factors
+
+    def double(self) -> Factors:
+        """Δ in fp64 with its scale, without the weight."""
+        both = self.factors.double()
+        return Factors(self.scale * both.b, both.a)
+
+    def dense(self) -> Matrix:
+        """Δ as an fp32 matrix (out, in) with its scale, without the weight."""
+        made = self.factors.b @ self.factors.a
+        made *= self.scale
+        return made
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method is told beside the deltas of one matrix of shape (out, in).
+
+    `seed`: of this matrix alone, 128 bits. `inputs`: how many adapters are composed, those that
+    leave this matrix alone included.
+    """
+
+    shape: tuple[int, int]
+    parameters: Mapping[str, Any]
+    seed: int
+    inputs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """scale·b·a"""
+
+    factors: Factors
+    scale: float = 1.0
+
+
+class OnFactors(Protocol):
+    """A method that needs no dense matrix: the result is known by its factors."""
+
+    def __call__(self, deltas: Sequence[Delta], given: Given) -> Made: ...
+
+
+class OnDense(Protocol):
+    """A method that looks at elements. Gives fp32 (out, in), by preference in one of `deltas`.
+
+    `deltas`: fp32 (out, in) of the inputs that change this matrix, its to overwrite, with their
+    `weights`; the caller drops them.
+    """
+
+    def __call__(self, deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix: ...
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number, or one of `choices`, or a switch. `above`: excludes `low` itself."""
+
+    name: str
+    default: float | int | str | bool | None
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    choices: tuple[str, ...] = ()
+
+    def check(self, value: Any) -> Any:
+        """The value, of the default's type. Raises InvalidOption."""
+        if self.choices:
+            ok = value in self.choices
+        elif isinstance(self.default, bool):
+            ok = isinstance(value, bool)
+        else:
+            ok = isinstance(value, int | float) and not isinstance(value, bool)
+            ok = ok and self._is_within(float(value))
+        if not ok:
+            raise InvalidOption(f"{self.name} is {value!r}", remedy=f"{self.name}: {self.range}")
+        return value if isinstance(value, str | bool) else type(self.default or 0.0)(value)
+
+    def _is_within(self, value: float) -> bool:
+        above = self.low is None or (value > self.low if self.above else value >= self.low)
+        return above and (self.high is None or value <= self.high)
+
+    @property
+    def range(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if isinstance(self.default, bool):
+            return "true or false"
+        low = "" if self.low is None else f"{'above' if self.above else 'at least'} {self.low:g}"
+        high = "" if self.high is None else f"at most {self.high:g}"
+        return " and ".join(filter(None, (low, high))) or "a finite number"
+
+
+@dataclass(frozen=True)
+class Method:
+    """`kind`: what it works on. `function`: its name in the module `file` of this room.
+
+    `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
+    few and how many adapters it takes. `averages`: the weights are divided by their sum.
+    """
+
+    name: str
+    title: str
+    paper: str | None
+    kind: Literal["factors", "dense"]
+    file: str
+    function: str
+    parameters: tuple[Parameter, ...] = ()
+    exact: bool = False
+    averages: bool = False
+    inputs: tuple[int, int | None] = (1, None)
+    seeded: bool = False
+    note: str = field(default="")
+
+    @property
+    def apply(self) -> Any:
+        """An OnFactors or an OnDense, by `kind`."""
+        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), self.function)
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""
+        known = {parameter.name: parameter for parameter in self.parameters}
+        if unknown := sorted(given.keys() - known.keys()):
+            has = ", ".join(known) or "none"
+            raise InvalidOption(
+                f"{self.name} has no parameter {unknown[0]!r}", remedy=f"its parameters: {has}"
+            )
+        return {
+            name: parameter.check(given[name]) if name in given else parameter.default
+            for name, parameter in known.items()
+        }
+
+    def check_count(self, count: int) -> None:
+        few, many = self.inputs
+        if count < few or (many is not None and count > many):
+            wanted = (
+                f"{few}" if few == many else f"{few} or more" if many is None else f"{few}-{many}"
+            )
+            raise InvalidOption(f"{self.name} takes {wanted} adapters, {count} were given")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "paper": self.paper,
+            "on": self.kind,
+            "reproducible": self.exact,
+            "parameters": {
+                p.name: {"default": p.default, "range": p.range, "help": p.help}
+                for p in self.parameters
+            },
+            "note": self.note,
+        }
+
+
+_ROWS = (
+    Method("sum", "Weighted sum", None, "factors", "exact", "total", exact=True),
+    Method(
+        "average",
+        "Weighted average",
+        None,
+        "factors",
+        "exact",
+        "total",
+        exact=True,
+        averages=True,
+    ),
+    Method(
+        "task_arithmetic",
+        "Task arithmetic",
+        _ARXIV + "2212.04089",
+        "factors",
+        "exact",
+        "total",
+        exact=True,
+        note="negative weights make a model forget",
+    ),
+)
+
+TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
+
+
+def method(name: str) -> Method:
+    """The row of a method. Raises InvalidOption, with the nearest names."""
+    if name not in TABLE:
+        near = get_close_matches(name, TABLE, n=3, cutoff=0.4)
+        known = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(TABLE)}"
+        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=known)
+    return TABLE[name]
