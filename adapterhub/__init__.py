@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from adapterhub.api import (
         attach,
+        compose,
         inspect,
         load_model,
         merge,
@@ -34,6 +35,7 @@ __all__ = [
     "Filters",
     "Registry",
     "attach",
+    "compose",
     "inspect",
     "load_model",
     "merge",

@@ -6,14 +6,17 @@ from adapterhub.composing.inputs import Input, input_of
 from adapterhub.composing.plan import Options, Plan, plan
 from adapterhub.composing.result import Report, adapter_of, report, write, write_into
 from adapterhub.composing.run import Composed, run
+from adapterhub.composing.verbs import Composition, compose
 
 __all__ = [
     "Composed",
+    "Composition",
     "Input",
     "Options",
     "Plan",
     "Report",
     "adapter_of",
+    "compose",
     "input_of",
     "plan",
     "report",

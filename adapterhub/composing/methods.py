@@ -16,7 +16,7 @@ _ARXIV = "https://arxiv.org/abs/"
 
 @dataclass(frozen=True, eq=False)
 class Delta:
-    """What one input adds to one matrix: `scale`·b·a, times the user's `weight`; b and a in fp32."""
+    """What one input adds to one matrix: `scale`·b·a (both fp32), times the user's `weight`."""
 
     number: int
     weight: float

@@ -142,8 +142,7 @@ def _targets(plan: Plan, composed: Sequence[Composed]) -> list[str]:
     )
     if not plain:
         return modules
-    names = sorted({str(name) for config in configs for name in config["target_modules"]})
-    return names
+    return sorted({str(name) for config in configs for name in config["target_modules"]})
 
 
 def _union(configs: Sequence[Mapping[str, Any]], field: str) -> list[str] | None:
@@ -214,13 +213,18 @@ def report(plan: Plan, composed: Sequence[Composed]) -> Report:
     )
 
 
+def check_out(out: Path) -> None:
+    """Raises OutputError where there is something already."""
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise OutputError(f"{out} is not empty", remedy="choose a new directory")
+
+
 def write(plan: Plan, adapter: Adapter, out: Path) -> None:
     """A PEFT directory with its manifest as adapterhub.json; all of it appears at once.
 
     Raises OutputError where `out` exists and is not empty, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} exists and is not empty", remedy="choose another --out")
+    check_out(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -120,7 +120,7 @@ def _refuse(
     details = []
     for (module, role), held in sorted(undecided.items()):
         names = ", ".join(inputs[each.number].name for each in held)
-        details.append(f"{shown(module)}.{role.partition(':')[2] or role}: {names}")
+        details.append(f"{module}.{role.partition(':')[2] or role}: {names}")
     raise NotMergeable(
         f"{len(details)} tensors are saved whole and differ between these adapters",
         details=details,
