@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, Protocol
 
+from adapterhub.composing.cases import checked
 from adapterhub.composing.factored import Factors, Matrix
 from adapterhub.errors import InvalidOption
 
@@ -148,7 +149,7 @@ class Method:
                 f"{self.name} has no parameter {unknown[0]!r}", remedy=f"its parameters: {has}"
             )
         return {
-            name: parameter.check(given[name]) if name in given else parameter.default
+            name: checked(given[name], parameter.check) if name in given else parameter.default
             for name, parameter in known.items()
         }
 

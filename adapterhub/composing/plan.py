@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapterhub.composing.cases import Cases, checked, of
 from adapterhub.composing.inputs import Input, check_bases
 from adapterhub.composing.methods import Method, method
 from adapterhub.composing.sites import Site, Term, sites
@@ -19,6 +21,8 @@ from adapterhub.tensorfile import shown
 @dataclass(frozen=True)
 class Options:
     """`rank`, `energy`: what the result is truncated to; None leaves it as the method makes it.
+    These, the values of `parameters`, and `weights` (by the number of the input, in the place of
+    its own) may be Cases, which hang on the module.
 
     `whole`: what becomes of tensors that are saved whole and differ, "refuse", "average", or the
     number of the input that is taken. `seed`: of methods that drop elements by chance.
@@ -26,24 +30,41 @@ class Options:
 
     method: str = "sum"
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    rank: int | None = None
-    energy: float | None = None
+    rank: int | Cases | None = None
+    energy: float | Cases | None = None
+    weights: Mapping[int, float | Cases] = field(default_factory=dict)
     whole: str | int = REFUSE
     seed: int = 0
     force_base: bool = False
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise InvalidOption(f"rank {self.rank}", remedy="a rank is 1 or more")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise InvalidOption(f"energy {self.energy}", remedy="a share is above 0, at most 1")
+        checked(self.rank, _rank)
+        checked(self.energy, _energy)
+        for weight in self.weights.values():
+            checked(weight, _weight)
         if not 0 <= self.seed < 1 << 64:
             raise InvalidOption(f"seed {self.seed}", remedy="a seed is from 0 to 2⁶⁴ - 1")
 
 
+def _rank(rank: int | None) -> None:
+    if rank is not None and rank < 1:
+        raise InvalidOption(f"rank {rank}", remedy="a rank is 1 or more")
+
+
+def _energy(energy: float | None) -> None:
+    if energy is not None and not 0 < energy <= 1:
+        raise InvalidOption(f"energy {energy}", remedy="a share is above 0, at most 1")
+
+
+def _weight(weight: float) -> None:
+    if not math.isfinite(weight):
+        raise InvalidOption(f"weight {weight}", remedy="give a finite number")
+
+
 @dataclass(frozen=True)
 class Plan:
-    """`inputs` as the user gave them; `weights` as they count, which average divides."""
+    """`inputs` as the user gave them; `weights` as they count where no Cases say otherwise, which
+    average divides by their sum."""
 
     inputs: tuple[Input, ...]
     weights: tuple[float, ...]
@@ -55,16 +76,20 @@ class Plan:
     wholes: Wholes
     notes: tuple[str, ...]
 
-    @property
-    def cuts(self) -> bool:
-        """Whether results are truncated: what is not low-rank always is."""
-        asked = self.options.rank is not None or self.options.energy is not None
-        return asked or self.method.kind == "dense"
+    def size(self, site: Site) -> tuple[int | None, float | None]:
+        """The rank and the energy that this module is truncated to; None: it is not by that."""
+        return of(self.options.rank, site.name), of(self.options.energy, site.name)
+
+    def settings(self, site: Site) -> dict[str, Any]:
+        """The method's parameters for this module."""
+        defaults = {parameter.name: parameter.default for parameter in self.method.parameters}
+        return {k: of(v, site.name, defaults[k]) for k, v in self.parameters.items()}
 
     @property
     def exact(self) -> bool:
         """Whether every machine makes the same bits."""
-        return self.method.exact and not self.cuts
+        cut = any(self.size(site) != (None, None) for site in self.sites)
+        return self.method.exact and not cut
 
 
 def plan(inputs: Sequence[Input], options: Options) -> Plan:
@@ -75,11 +100,13 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     parameters = row.settings(options.parameters)
     _refuse_others(inputs)
     notes = check_bases(inputs, force=options.force_base)
-    weights = _weights(row, inputs)
+    weights = _weights(row, [each.weight for each in inputs])
     meanings = [_meaning(each) for each in inputs]
     found = sites(inputs, meanings)
     firsts = _firsts(inputs)
-    settled = [_settled(row, site, weights, firsts) for site in found]
+    settled = [
+        _settled(row, site, _weights_of(row, inputs, options, site), firsts) for site in found
+    ]
     _refuse_dora(inputs, settled, row, options)
     return Plan(
         inputs=tuple(inputs),
@@ -105,9 +132,18 @@ def _refuse_others(inputs: Sequence[Input]) -> None:
         )
 
 
-def _weights(row: Method, inputs: Sequence[Input]) -> tuple[float, ...]:
+def _weights_of(
+    row: Method, inputs: Sequence[Input], options: Options, site: Site
+) -> tuple[float, ...]:
+    """Those of one module."""
+    given = options.weights
+    own = [of(given.get(n, each.weight), site.name, each.weight) for n, each in enumerate(inputs)]
+    return _weights(row, own)
+
+
+def _weights(row: Method, given: Sequence[float]) -> tuple[float, ...]:
     """As they count: those of an average are divided by their sum."""
-    weights = tuple(each.weight for each in inputs)
+    weights = tuple(given)
     if not row.averages:
         return weights
     total = sum(weights)
