@@ -51,7 +51,7 @@ DOORS = {
     ),
     "transformers": ("runtime/", "_introspect/"),
     "uvicorn": ("hub/server/",),
-    "yaml": ("formats/card.py", "hub/client/frontmatter.py"),
+    "yaml": ("formats/card.py", "hub/client/frontmatter.py", "composing/recipe.py"),
 }
 AT_TOP = ("click", "starlette")  # rooms that nobody enters without needing them
 NUMERIC = ("numpy", "ml_dtypes")

@@ -116,7 +116,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Method:
-    """`kind`: what it works on. `function`: its name in the module `file` of this room.
+    """`kind`: what it works on; "tensors" is for adapters that have no factors, by `tensorwise`.
+    `function`: its name in the module `file` of this room.
 
     `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
     few and how many adapters it takes. `averages`: the weights are divided by their sum.
@@ -125,7 +126,7 @@ class Method:
     name: str
     title: str
     paper: str | None
-    kind: Literal["factors", "dense"]
+    kind: Literal["factors", "dense", "tensors"]
     file: str
     function: str
     parameters: tuple[Parameter, ...] = ()
@@ -197,6 +198,15 @@ _ROWS = (
         "total",
         exact=True,
         note="negative weights make a model forget",
+    ),
+    Method(
+        "concat",
+        "Tokens of prompts in a row",
+        None,
+        "tensors",
+        "tensorwise",
+        "combine",
+        exact=True,
     ),
 )
 

@@ -93,14 +93,11 @@ class Plan:
 
 
 def plan(inputs: Sequence[Input], options: Options) -> Plan:
-    """Raises InvalidOption, BaseMismatch, NotMergeable, NotSupported; reads no values but where
-    tensors are saved whole."""
-    row = method(options.method)
-    row.check_count(len(inputs))
-    parameters = row.settings(options.parameters)
-    _refuse_others(inputs)
-    notes = check_bases(inputs, force=options.force_base)
-    weights = _weights(row, [each.weight for each in inputs])
+    """Of LoRAs. Raises InvalidOption, BaseMismatch, NotMergeable, NotSupported; reads no values but
+    where tensors are saved whole."""
+    row, parameters, weights, notes = checked_request(inputs, options)
+    if row.kind == "tensors":
+        raise NotSupported(f"LoRAs cannot be composed by {row.name}", remedy="--method sum")
     meanings = [_meaning(each) for each in inputs]
     found = sites(inputs, meanings)
     firsts = _firsts(inputs)
@@ -121,15 +118,25 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     )
 
 
-def _refuse_others(inputs: Sequence[Input]) -> None:
-    """Raises NotSupported where the adapters are not all LoRA."""
-    others = sorted({each.adapter.method for each in inputs} - {"lora"})
-    if others:
+def checked_request(
+    inputs: Sequence[Input], options: Options
+) -> tuple[Method, dict[str, Any], tuple[float, ...], list[str]]:
+    """The method, its parameters, the weights as they count, and notes, whatever is composed.
+
+    Raises InvalidOption, NotSupported for adapters of several methods, BaseMismatch.
+    """
+    row = method(options.method)
+    row.check_count(len(inputs))
+    parameters = row.settings(options.parameters)
+    names = sorted({each.adapter.method for each in inputs})
+    if len(names) > 1:
         raise NotSupported(
-            f"{' and '.join(others)} cannot be composed with LoRA",
+            f"{' and '.join(names)} cannot be composed with each other",
             details=[f"{each.name}: {each.adapter.method}" for each in inputs],
             remedy="compose adapters of one method",
         )
+    notes = check_bases(inputs, force=options.force_base)
+    return row, parameters, _weights(row, [each.weight for each in inputs]), notes
 
 
 def _weights_of(

@@ -12,13 +12,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from adapterhub import formats
 from adapterhub.adapter import Adapter, BaseClaim
 from adapterhub.composing.cases import plain
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.run import Composed
 from adapterhub.errors import OutputError
-from adapterhub.formats import peft
 from adapterhub.methods.lora_pairs import MAGNITUDE
 from adapterhub.registry import manifests
 from adapterhub.tensorfile import ArrayTensor, Tensor
@@ -249,7 +249,7 @@ def write_into(plan: Plan, adapter: Adapter, directory: Path) -> None:
     from adapterhub.formats.roots import adapter_root
     from adapterhub.registry import checkout
 
-    peft.write(adapter, directory)
+    formats.write(adapter, directory, to=adapter.format)
     files = []
     for path in sorted(directory.iterdir()):
         size = path.stat().st_size

@@ -13,7 +13,7 @@ bottlenecks is AdapterHub's `average_adapter` (https://arxiv.org/abs/2203.05482 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from adapterhub.adapter import REPLACE, Adapter
 from adapterhub.composing.factored import Matrix
 from adapterhub.composing.inputs import Input
+from adapterhub.composing.plan import Options, Plan, checked_request
 from adapterhub.composing.wholes import Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import Replacement
@@ -47,52 +48,47 @@ Place = tuple[str, str]
 Tensors = dict[Place, Tensor]
 
 
-@dataclass(frozen=True)
-class Combination:
-    """`adapter`: the result; what was saved whole is in it."""
+def composed(inputs: Sequence[Input], options: Options) -> tuple[Plan, Adapter]:
+    """One adapter of several of one method that is not LoRA, and what was done as a plan.
 
-    adapter: Adapter
-    wholes: Wholes
-
-
-def combine(
-    inputs: Sequence[Input], weights: Sequence[float], method: str, whole: str | int
-) -> Combination:
-    """One adapter of several of one method. `weights`: as they count, an average's adding up to 1.
-
-    Raises NotSupported for what cannot be composed so, NotMergeable for what does not fit.
+    Raises NotSupported for what cannot be composed so, NotMergeable for what does not fit, and what
+    `plan` raises.
     """
-    kind = _one_method(inputs, method)
+    row, parameters, weights, notes = checked_request(inputs, options)
+    kind = _one_method(inputs, row.name)
+    if options.weights or (options.rank, options.energy) != (None, None):
+        raise NotSupported(
+            f"{kind} adapters have one weight each, and no rank to truncate to",
+            remedy="leave rank, energy and the weights of modules away",
+        )
     _refuse_unlike_configs(inputs)
     own = [_own(each.adapter) for each in inputs]
-    heads = wholes(inputs, weights, [_heads(each.adapter) for each in inputs], whole)
-    if method == "concat":
+    heads = wholes(inputs, weights, [_heads(each.adapter) for each in inputs], options.whole)
+    if row.name == "concat":
         made, config = _concatenated(inputs, own)
     elif kind in _SPARSE:
         made, config = _union(inputs, weights, own)
     else:
         made, config = _mean(inputs, weights, own, kind), dict(inputs[0].adapter.config)
-    return Combination(_adapter(inputs, made, config, heads), heads)
+    told = Plan(tuple(inputs), weights, row, parameters, options, (), {}, heads, tuple(notes))
+    return told, _adapter(inputs, made, config, heads)
 
 
 def _one_method(inputs: Sequence[Input], method: str) -> str:
-    kinds = {(each.adapter.method, each.adapter.format) for each in inputs}
-    names = sorted({kind for kind, _ in kinds})
-    if len(kinds) > 1:
+    kind = inputs[0].adapter.method
+    if len({each.adapter.format for each in inputs}) > 1:
         raise NotSupported(
-            f"{' and '.join(names)} cannot be composed with each other"
-            if len(names) > 1
-            else f"{names[0]} adapters in different formats cannot be composed",
-            details=[f"{i.name}: {i.adapter.method}, {i.adapter.format}" for i in inputs],
-            remedy="compose adapters of one method and format",
+            f"{kind} adapters in different formats cannot be composed",
+            details=[f"{each.name}: {each.adapter.format}" for each in inputs],
+            remedy="compose adapters of one format",
         )
-    can = CAN.get(names[0], ())
+    can = CAN.get(kind, ())
     if method not in can:
         raise NotSupported(
-            f"{names[0]} adapters cannot be composed by {method}",
+            f"{kind} adapters cannot be composed by {method}",
             remedy=f"--method {' or '.join(can)}" if can else "merge them instead, if they merge",
         )
-    return names[0]
+    return kind
 
 
 def _refuse_unlike_configs(inputs: Sequence[Input]) -> None:
