@@ -276,6 +276,7 @@ def _print_version(found: Mapping[str, Any]) -> None:
             "labels": manifest["labels"],
             "base": base["name"],
             "base revision": base["revision"],
+            "trained on": base["quantization"],
             "base weights": base["weights_root"] or "not recorded: add it again with --base",
             "base at": f"{at['path']} ({at['name']})" if at else None,
             "adapter root": manifest["adapter_root"],
