@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from adapterhub.composing.inputs import Input, check_bases
@@ -14,6 +15,8 @@ from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import BiasDelta, Meaning
 from adapterhub.methods import method as adapter_method
 from adapterhub.tensorfile import shown
+
+_FOR_RANKS = {"peft_linear": "sum, peft_cat or peft_svd"}  # others have a variant on the deltas
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,11 @@ class Plan:
     @property
     def cuts(self) -> bool:
         """Whether results are truncated: what is not low-rank always is."""
-        asked = self.options.rank is not None or self.options.energy is not None
-        return asked or self.method.kind == "dense"
+        return _is_cut(self.method, self.options) or self.method.kind == "dense"
+
+    @cached_property
+    def largest_rank(self) -> int:
+        return max((term.rank for site in self.sites for term in site.terms), default=1)
 
     @property
     def exact(self) -> bool:
@@ -81,6 +87,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     firsts = _firsts(inputs)
     settled = [_settled(row, site, weights, firsts) for site in found]
     _refuse_dora(inputs, settled, row, options)
+    _refuse_ranks(inputs, settled, row)
     return Plan(
         inputs=tuple(inputs),
         weights=weights,
@@ -153,8 +160,7 @@ def _refuse_dora(
         len(site.terms) == 1 and site.terms[0].weight == 1 and site.terms[0].part.magnitude
         for site in found
     )
-    cut = options.rank is not None or options.energy is not None
-    if alone and row.function == "total" and not cut:
+    if alone and row.function == "total" and not _is_cut(row, options):
         return
     names = sorted({inputs[t.number].name for s in of_dora for t in s.terms if t.part.magnitude})
     raise NotMergeable(
@@ -162,6 +168,26 @@ def _refuse_dora(
         "be added, weighted or truncated by themselves",
         details=[shown(site.name) for site in of_dora][:20],
         remedy="merge it into the base, or extract a LoRA from that: adapterhub extract",
+    )
+
+
+def _is_cut(row: Method, options: Options) -> bool:
+    return options.rank is not None or options.energy is not None or row.largest_rank
+
+
+def _refuse_ranks(inputs: Sequence[Input], found: Sequence[Site], row: Method) -> None:
+    """Raises NotMergeable, with every module of several ranks, for a method that adds factors."""
+    unlike = [site for site in found if len({term.rank for term in site.terms}) > 1]
+    if not row.equal_ranks or not unlike:
+        return
+    raise NotMergeable(
+        f"{row.name} needs factors of one rank; {len(unlike)} modules have several",
+        details=[
+            f"{shown(site.name)}: "
+            + ", ".join(f"{term.rank} in {inputs[term.number].name}" for term in site.terms)
+            for site in unlike
+        ][:20],
+        remedy=f"--method {_FOR_RANKS.get(row.name, f'{row.name}_svd')} takes any ranks",
     )
 
 

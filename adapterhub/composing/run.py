@@ -98,6 +98,8 @@ def _made(plan: Plan, deltas: list[Delta], given: Given) -> tuple[Made, Cut | No
     if not deltas:
         return Made(_nothing(given.shape)), None
     rank, energy = plan.options.rank, plan.options.energy
+    if plan.method.largest_rank and not rank and not energy:
+        rank = plan.largest_rank
     if plan.method.kind == "dense":
         ranks = sum(delta.factors.rank for delta in deltas)
         dense = _dense(plan.method, deltas, given)
