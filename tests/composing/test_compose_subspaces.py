@@ -119,9 +119,7 @@ def zero(number: int) -> Delta:
 
 def cancelling(number: int) -> Delta:
     one = random_delta(number, 1.0, 2).factors
-    return Delta(
-        number, 1.0, 2.0, Factors(np.hstack([one.b, one.b]), np.vstack([one.a, -one.a]))
-    )
+    return Delta(number, 1.0, 2.0, Factors(np.hstack([one.b, one.b]), np.vstack([one.a, -one.a])))
 
 
 CASES = {
