@@ -292,7 +292,6 @@ _PEFT = (
         "factors",
         "exact",
         "total",
-        exact=True,
         largest_rank=True,
     ),
     *_as_peft("ties", "TIES", "2306.01708", elects=True, seeded=False),

@@ -371,8 +371,10 @@ def test_what_is_truncated_says_what_it_lost(tmp_path: Path) -> None:
         assert report.error is not None and report.error > 0.1
         _, report = composed(inputs, method=name, rank=6)
         assert {one.rank for one in report.modules} == {6}
-    _, report = composed(inputs, method="peft_cat")
-    assert report.error is None and report.reproducible
+    for name in ("peft_cat", "peft_linear", "peft_dare_ties"):
+        _, report = composed(inputs, method=name)
+        assert report.error is None and report.reproducible and TABLE[name].exact
+    assert not TABLE["peft_svd"].exact
 
 
 TWO = [np.array([[4, 1, 0], [-5, 0, 2]], "f"), np.array([[-2, 3, 0.5], [-1, 0, 1]], "f")]
