@@ -121,6 +121,8 @@ class Method:
 
     `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
     few and how many adapters it takes. `averages`: the weights are divided by their sum.
+    `equal_ranks`: the factors of one module must have one rank. `largest_rank`: results are
+    truncated to the largest rank of the inputs, unless something else is asked.
     """
 
     name: str
@@ -134,6 +136,8 @@ class Method:
     averages: bool = False
     inputs: tuple[int, int | None] = (1, None)
     seeded: bool = False
+    equal_ranks: bool = False
+    largest_rank: bool = False
     note: str = field(default="")
 
     @property
@@ -177,6 +181,127 @@ class Method:
         }
 
 
+def _density(default: float) -> Parameter:
+    return Parameter("density", default, "share of the elements kept", 0.0, 1.0, above=True)
+
+
+_MAJORITY = Parameter(
+    "majority_sign_method",
+    "total",
+    "signs are elected by the sum of the elements, or of their signs",
+    choices=("total", "frequency"),
+)
+
+
+def _as_peft(
+    name: str, title: str, paper: str, *, elects: bool, seeded: bool
+) -> tuple[Method, ...]:
+    """An element-wise combination of PEFT's: on the factors, and on the deltas."""
+    parameters = (_density(0.5), *([_MAJORITY] if elects else ()))
+    return (
+        Method(
+            f"peft_{name}",
+            f"{title} of each factor, as PEFT",
+            _ARXIV + paper,
+            "factors",
+            "as_peft",
+            name,
+            parameters,
+            exact=True,
+            seeded=seeded,
+            equal_ranks=True,
+            note="A and B each by itself: far from the same on the deltas",
+        ),
+        Method(
+            f"peft_{name}_svd",
+            f"{title} of the deltas, as PEFT",
+            _ARXIV + paper,
+            "dense",
+            "as_peft",
+            f"{name}_svd",
+            parameters,
+            seeded=seeded,
+            largest_rank=True,
+        ),
+    )
+
+
+_SHARED = (
+    Method(
+        "knots_ties",
+        "TIES in a shared basis (KnOTS)",
+        _ARXIV + "2410.19735",
+        "factors",
+        "subspaces",
+        "knots_ties",
+        (_density(0.2),),
+    ),
+    Method(
+        "knots_dare",
+        "DARE-TIES in a shared basis (KnOTS)",
+        _ARXIV + "2410.19735",
+        "factors",
+        "subspaces",
+        "knots_dare",
+        (_density(0.5),),
+        seeded=True,
+    ),
+    Method(
+        "tsv",
+        "Task singular vectors (TSV-merge)",
+        _ARXIV + "2412.00081",
+        "factors",
+        "subspaces",
+        "tsv",
+        (
+            Parameter(
+                "share",
+                None,
+                "share of each adapter's singular values kept; by default 1 / their number",
+                0.0,
+                1.0,
+                above=True,
+            ),
+        ),
+    ),
+    Method(
+        "iso_c",
+        "All singular values of the sum alike (Iso-C)",
+        _ARXIV + "2502.04959",
+        "factors",
+        "subspaces",
+        "iso_c",
+        note="a truncation of it is arbitrary: no direction is larger than another",
+    ),
+)
+_PEFT = (
+    Method(
+        "peft_linear",
+        "Sums of A and of B, as PEFT",
+        None,
+        "factors",
+        "as_peft",
+        "linear",
+        exact=True,
+        equal_ranks=True,
+        note="the product has cross terms: far from the sum of the deltas",
+    ),
+    Method("peft_cat", "Concatenation, as PEFT", None, "factors", "exact", "total", exact=True),
+    Method(
+        "peft_svd",
+        "Sum, truncated to the largest rank, as PEFT",
+        None,
+        "factors",
+        "exact",
+        "total",
+        largest_rank=True,
+    ),
+    *_as_peft("ties", "TIES", "2306.01708", elects=True, seeded=False),
+    *_as_peft("dare_linear", "DARE", "2311.03099", elects=False, seeded=True),
+    *_as_peft("dare_ties", "DARE and TIES", "2311.03099", elects=True, seeded=True),
+    *_as_peft("magnitude_prune", "Largest elements", "2306.01708", elects=False, seeded=False),
+)
+
 _ROWS = (
     Method("sum", "Weighted sum", None, "factors", "exact", "total", exact=True),
     Method(
@@ -208,6 +333,8 @@ _ROWS = (
         "combine",
         exact=True,
     ),
+    *_SHARED,
+    *_PEFT,
 )
 
 TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}

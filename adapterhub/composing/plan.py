@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from adapterhub.composing.cases import Cases, checked, of
@@ -16,6 +17,8 @@ from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import BiasDelta, Meaning
 from adapterhub.methods import method as adapter_method
 from adapterhub.tensorfile import shown
+
+_FOR_RANKS = {"peft_linear": "sum, peft_cat or peft_svd"}  # others have a variant on the deltas
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,19 @@ class Plan:
 
     def size(self, site: Site) -> tuple[int | None, float | None]:
         """The rank and the energy that this module is truncated to; None: it is not by that."""
-        return of(self.options.rank, site.name), of(self.options.energy, site.name)
+        rank, energy = of(self.options.rank, site.name), of(self.options.energy, site.name)
+        if self.method.largest_rank and rank is None and energy is None:
+            rank = self._largest_rank
+        return rank, energy
 
     def settings(self, site: Site) -> dict[str, Any]:
         """The method's parameters for this module."""
         defaults = {parameter.name: parameter.default for parameter in self.method.parameters}
         return {k: of(v, site.name, defaults[k]) for k, v in self.parameters.items()}
+
+    @cached_property
+    def _largest_rank(self) -> int:
+        return max((term.rank for site in self.sites for term in site.terms), default=1)
 
     @property
     def exact(self) -> bool:
@@ -105,6 +115,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
         _settled(row, site, _weights_of(row, inputs, options, site), firsts) for site in found
     ]
     _refuse_dora(inputs, settled, row, options)
+    _refuse_ranks(inputs, settled, row)
     return Plan(
         inputs=tuple(inputs),
         weights=weights,
@@ -196,8 +207,7 @@ def _refuse_dora(
         len(site.terms) == 1 and site.terms[0].weight == 1 and site.terms[0].part.magnitude
         for site in found
     )
-    cut = options.rank is not None or options.energy is not None
-    if alone and row.function == "total" and not cut:
+    if alone and row.function == "total" and not _is_cut(row, options):
         return
     names = sorted({inputs[t.number].name for s in of_dora for t in s.terms if t.part.magnitude})
     raise NotMergeable(
@@ -205,6 +215,26 @@ def _refuse_dora(
         "be added, weighted or truncated by themselves",
         details=[shown(site.name) for site in of_dora][:20],
         remedy="merge it into the base, or extract a LoRA from that: adapterhub extract",
+    )
+
+
+def _is_cut(row: Method, options: Options) -> bool:
+    return options.rank is not None or options.energy is not None or row.largest_rank
+
+
+def _refuse_ranks(inputs: Sequence[Input], found: Sequence[Site], row: Method) -> None:
+    """Raises NotMergeable, with every module of several ranks, for a method that adds factors."""
+    unlike = [site for site in found if len({term.rank for term in site.terms}) > 1]
+    if not row.equal_ranks or not unlike:
+        return
+    raise NotMergeable(
+        f"{row.name} needs factors of one rank; {len(unlike)} modules have several",
+        details=[
+            f"{shown(site.name)}: "
+            + ", ".join(f"{term.rank} in {inputs[term.number].name}" for term in site.terms)
+            for site in unlike
+        ][:20],
+        remedy=f"--method {_FOR_RANKS.get(row.name, f'{row.name}_svd')} takes any ranks",
     )
 
 
