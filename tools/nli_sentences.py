@@ -237,7 +237,8 @@ _TEST = Language(
 def sentences(split: Split, count: int, seed: int, patterns: Sequence[str] = ()) -> list[Sentence]:
     """`count` sentences of a split; the same arguments give the same sentences.
 
-    `patterns` take the place of the split's own. Raises: InvalidOption for another split or a negative count.
+    `patterns` take the place of the split's own. Raises: InvalidOption for another split or a
+    negative count.
     """
     if split not in ("train", "test"):
         raise InvalidOption(f"split is {split!r}, expected 'train' or 'test'")

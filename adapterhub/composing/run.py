@@ -47,9 +47,16 @@ def run(
 
     Raises NotMergeable for values that are NaN, infinite, or become so.
     """
+    from threadpoolctl import threadpool_limits
+
     done: list[Composed] = []
-    count = threads or (1 if plan.method.kind == "dense" else usable_cores())
-    with ThreadPoolExecutor(count, "compose") as pool:
+    dense = plan.method.kind == "dense"
+    count = threads or (1 if dense else usable_cores())
+    # many small products go side by side, a large one takes all cores by itself
+    with (
+        threadpool_limits(None if dense else 1, "blas"),
+        ThreadPoolExecutor(count, "compose") as pool,
+    ):
         for composed in pool.map(lambda site: _composed(plan, site), plan.sites):
             done.append(composed)
             if progress:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from adapterhub import composing
 from adapterhub.composing import Options
 from adapterhub.composing.cases import Case, Cases
+from adapterhub.composing.factored import Factors, svd
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
 from adapterhub.formats import read
 from adapterhub.methods import BiasDelta, method
@@ -195,3 +196,22 @@ def test_cases_hang_on_the_module(tmp_path: Path) -> None:
     assert_close({Q: deltas(adapter)[Q]}, {Q: u[:, :2] * s[:2] @ vt[:2]})
     assert {m.module: m.rank for m in report.modules} == {Q: 2, V: 3}
     assert not report.reproducible
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40), (7, 7), (40, 1)])
+@pytest.mark.parametrize("spread", [0, 3, 9, 20])
+def test_the_svd_of_factors_of_any_condition(shape: tuple[int, int], spread: int) -> None:
+    """Columns from 1 to 10^-spread, some of them nearly alike, one of zeros."""
+    dice = np.random.default_rng(spread)
+    rank = min(shape) + 2
+    b = dice.standard_normal((shape[0], rank)) * np.logspace(0, -spread, rank)
+    b[:, -1] = b[:, 0] * (1 + 1e-9)
+    a = dice.standard_normal((rank, shape[1]))
+    a[rank // 2] = 0
+    found = svd(Factors(b, a))
+    expected = np.linalg.svd(b @ a, compute_uv=False)
+    assert np.allclose(found.s[: len(expected)], expected, rtol=0, atol=1e-13 * expected[0])
+    assert np.linalg.norm(found.u * found.s @ found.vt - b @ a) <= 1e-13 * np.linalg.norm(b @ a)
+    kept = found.s > 1e-9 * found.s[0]
+    for basis in (found.u[:, kept], found.vt[kept].T):
+        assert np.allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-10)
