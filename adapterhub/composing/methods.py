@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -40,13 +41,16 @@ class Given:
     """What a method is told beside the deltas of one matrix of shape (out, in).
 
     `seed`: of this matrix alone, 128 bits. `inputs`: how many adapters are composed, those that
-    leave this matrix alone included.
+    leave this matrix alone included, and `weights` those of all of them. `numbers`: whose deltas
+    are given, in their order.
     """
 
     shape: tuple[int, int]
     parameters: Mapping[str, Any]
     seed: int
     inputs: int
+    weights: tuple[float, ...] = ()
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +97,17 @@ class Parameter:
             ok = isinstance(value, bool)
         else:
             ok = isinstance(value, int | float) and not isinstance(value, bool)
-            ok = ok and self._is_within(float(value))
+            ok = ok and self._is_within(value)
         if not ok:
             raise InvalidOption(f"{self.name} is {value!r}", remedy=f"{self.name}: {self.range}")
         return value if isinstance(value, str | bool) else type(self.default or 0.0)(value)
 
     def _is_within(self, value: float) -> bool:
+        try:
+            if not math.isfinite(value):
+                return False
+        except OverflowError:  # an integer that no float can hold
+            return False
         above = self.low is None or (value > self.low if self.above else value >= self.low)
         return above and (self.high is None or value <= self.high)
 
@@ -118,7 +127,8 @@ class Method:
     """`kind`: what it works on. `function`: its name in the module `file` of this room.
 
     `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
-    few and how many adapters it takes. `averages`: the weights are divided by their sum.
+    few and how many adapters it takes. `averages`: the weights are divided by their sum. `check`:
+    its function in `file` that refuses settings or weights that do not go together.
     """
 
     name: str
@@ -132,12 +142,16 @@ class Method:
     averages: bool = False
     inputs: tuple[int, int | None] = (1, None)
     seeded: bool = False
+    check: str = ""
     note: str = field(default="")
 
     @property
     def apply(self) -> Any:
         """An OnFactors or an OnDense, by `kind`."""
-        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), self.function)
+        return self._named(self.function)
+
+    def _named(self, name: str) -> Any:
+        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), name)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""
@@ -151,6 +165,11 @@ class Method:
             name: parameter.check(given[name]) if name in given else parameter.default
             for name, parameter in known.items()
         }
+
+    def check_together(self, settings: Mapping[str, Any], weights: Sequence[float]) -> None:
+        """Raises InvalidOption for settings and weights that make no sense together."""
+        if self.check:
+            self._named(self.check)(settings, weights)
 
     def check_count(self, count: int) -> None:
         few, many = self.inputs
@@ -175,6 +194,39 @@ class Method:
         }
 
 
+_DENSITY = Parameter("density", 1.0, "share of the elements that remain", 0, 1, above=True)
+_LAMBDA = Parameter("lambda", 1.0, "factor of the result")
+_SIGNS = Parameter(
+    "majority_sign_method",
+    "total",
+    "signs elected by sums, or by how many adapters have them",
+    choices=("total", "frequency"),
+)
+
+
+def _normalize(default: bool) -> Parameter:
+    return Parameter("normalize", default, "divide by the weights that count")
+
+
+def _rescale(default: bool) -> Parameter:
+    return Parameter("rescale", default, "make up for what was dropped")
+
+
+def _elementwise(
+    name: str, title: str, paper: str | None, *parameters: Parameter, **more: Any
+) -> Method:
+    return Method(
+        name,
+        title,
+        paper and _ARXIV + paper,
+        "dense",
+        more.pop("file", "elementwise"),
+        name,
+        parameters,
+        **more,
+    )
+
+
 _ROWS = (
     Method("sum", "Weighted sum", None, "factors", "exact", "total", exact=True),
     Method(
@@ -196,6 +248,56 @@ _ROWS = (
         "total",
         exact=True,
         note="negative weights make a model forget",
+    ),
+    _elementwise(
+        *("ties", "TIES-Merging", "2306.01708"),
+        *(_DENSITY, _LAMBDA, _normalize(True), _rescale(False), _SIGNS),
+    ),
+    _elementwise(
+        *("dare_linear", "DARE", "2311.03099"),
+        *(_DENSITY, _LAMBDA, _normalize(False), _rescale(True)),
+        seeded=True,
+        check="check_normalized",
+    ),
+    _elementwise(
+        *("dare_ties", "DARE with TIES' signs", "2311.03099"),
+        *(_DENSITY, _LAMBDA, _normalize(False), _rescale(True), _SIGNS),
+        seeded=True,
+    ),
+    _elementwise(
+        *("della", "DELLA-Merging", "2406.11617"),
+        _DENSITY,
+        Parameter("epsilon", 0.15, "how far probabilities go from the density", 0, 0.5),
+        *(_LAMBDA, _normalize(True), _rescale(True), _SIGNS),
+        seeded=True,
+        check="check_della",
+    ),
+    _elementwise(
+        *("breadcrumbs", "Model Breadcrumbs", "2312.06795"),
+        _DENSITY,
+        Parameter("gamma", 0.01, "share of the largest elements that go", 0, 1),
+        *(_LAMBDA, _normalize(False), _rescale(False)),
+        check="check_normalized",
+    ),
+    _elementwise("magnitude_prune", "Sum of the largest elements", None, _DENSITY, _LAMBDA),
+    _elementwise(
+        *("sce", "Select, calculate, erase", "2408.07990"),
+        Parameter("select_topk", 1.0, "share of the elements that differ most", 0, 1, above=True),
+        inputs=(2, None),
+    ),
+    _elementwise(
+        *("slerp", "Spherical interpolation", None),
+        Parameter("t", 0.5, "0: the first adapter, 1: the second", 0, 1),
+        file="spherical",
+        inputs=(2, 2),
+    ),
+    _elementwise(
+        *("nuslerp", "Spherical interpolation by weights", None),
+        Parameter("nuslerp_flatten", True, "a whole matrix is one vector"),
+        Parameter("nuslerp_row_wise", False, "else vectors run across the rows"),
+        file="spherical",
+        inputs=(2, 2),
+        note="the weights give t, and do not scale",
     ),
 )
 

@@ -76,6 +76,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     _refuse_others(inputs)
     notes = check_bases(inputs, force=options.force_base)
     weights = _weights(row, inputs)
+    row.check_together(parameters, weights)
     meanings = [_meaning(each) for each in inputs]
     found = sites(inputs, meanings)
     firsts = _firsts(inputs)

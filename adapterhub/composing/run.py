@@ -65,6 +65,8 @@ def _composed(plan: Plan, site: Site) -> Composed:
             parameters=plan.parameters,
             seed=_seed(plan.options.seed, site.name, number),
             inputs=len(plan.inputs),
+            weights=plan.weights,
+            numbers=tuple(delta.number for delta in deltas),
         )
         one, what = _made(plan, deltas, given)
         made.append(one)
@@ -112,9 +114,9 @@ def _made(plan: Plan, deltas: list[Delta], given: Given) -> tuple[Made, Cut | No
 
 
 def _dense(method: Method, deltas: Sequence[Delta], given: Given) -> Matrix:
-    made: Matrix = method.apply(
-        [delta.dense() for delta in deltas], [delta.weight for delta in deltas], given
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # truncating refuses what is not finite
+        dense = [delta.dense() for delta in deltas]
+        made: Matrix = method.apply(dense, [delta.weight for delta in deltas], given)
     return made
 
 
