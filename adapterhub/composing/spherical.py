@@ -98,7 +98,8 @@ def _cosine(pair: tuple[Matrix | None, Matrix | None], axis: int | None) -> Matr
     dot, left, right = _products(one, other, axis)
     lengths = np.sqrt(left) * np.sqrt(right)
     found = np.divide(dot, lengths, out=np.zeros_like(dot), where=lengths > 0)
-    return np.clip(found, -1, 1)
+    cosine: Matrix = np.clip(found, -1, 1)
+    return cosine
 
 
 def _products(one: Matrix, other: Matrix, axis: int | None) -> Matrix:
@@ -114,5 +115,7 @@ def _products(one: Matrix, other: Matrix, axis: int | None) -> Matrix:
             totals += work(rows)
         return totals
     found = each(one.shape, work)
-    joined: Matrix = np.concatenate(found, axis=1) if axis == 1 else np.array(found).sum(0)
-    return joined
+    if axis == 1:
+        return np.concatenate(found, axis=1)
+    total: Matrix = np.array(found).sum(0)
+    return total
