@@ -21,7 +21,7 @@ from adapterhub.composing.factored import Matrix
 Values = Callable[[slice], Matrix]  # rows → fp32, whose magnitudes are compared
 
 _HALF = 1 << 16
-_TINY = 1e-7  # mergekit's: norms below it are not matched
+_TINY = 1e-7  # a share so small is not blown up to the whole
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _keep(delta: Matrix, count: int, top: int, rescale: bool) -> None:
     each(delta.shape, work)
     if rescale:
         after = norm1_of(delta)
-        scale(delta, before / after if min(before, after) >= _TINY else 1.0)
+        scale(delta, before / after if after > _TINY * before else 1.0)
 
 
 # --- by chance --------------------------------------------------------------------------------

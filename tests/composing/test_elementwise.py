@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import dense_oracles as oracles
@@ -204,10 +206,23 @@ def test_against_fp64(name: str, settings: Any, weights: tuple[float, ...]) -> N
     assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
+def merge_utils() -> Any:
+    """PEFT's module of that name alone: it takes seconds to import the package."""
+    package = importlib.util.find_spec("peft")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("PEFT is not installed")
+    path = Path(package.submodule_search_locations[0]) / "utils" / "merge_utils.py"
+    spec = importlib.util.spec_from_file_location("peft_merge_utils", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("density", [0.8, 0.31])
 def test_as_peft_where_peft_means_the_same(density: float) -> None:
     torch = pytest.importorskip("torch")
-    peft = pytest.importorskip("peft.utils.merge_utils")
+    peft = merge_utils()
     deltas = [random(seed) for seed in range(3)]
     tensors = [torch.from_numpy(delta) for delta in deltas]
     for signs in ("total", "frequency"):
@@ -260,8 +275,6 @@ def settings_of(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("factor", [2.0**40, 2.0**-50])
 def test_scale_goes_through(name: str, factor: float) -> None:
-    if name in ("ties", "breadcrumbs") and factor < 1:
-        pytest.skip("like mergekit they do not rescale what is next to nothing")
     deltas = [random(1), random(2)]
     one = applied(name, deltas, (0.7, 0.4), **settings_of(name))
     other = applied(name, [factor * delta for delta in deltas], (0.7, 0.4), **settings_of(name))
@@ -304,7 +317,7 @@ def test_masks_are_the_same_on_every_machine() -> None:
     found = applied("dare_linear", [ones], [1.0], seed=12345, density=0.5)
     assert set(found.ravel()) == {0, 2}
     rows = ["".join("x" if value else "." for value in row) for row in found]
-    assert rows == ["?"] * 3
+    assert rows == ["x......xx", ".....x..x", "xxxxxx.x."]
 
 
 def test_dare_keeps_the_mean() -> None:
