@@ -65,7 +65,7 @@ def _leading(delta: Matrix, rank: int | None, energy: float | None, total: float
 
 def _sketched(delta: Matrix, width: int, total: float, seed: int) -> Svd:
     # what meets Δ is divided by about its norm, so that nothing over- or underflows in fp32
-    size = np.float32(2.0 ** max(-126, min(126, -round(math.log2(total) / 2))))
+    size = np.float32(2.0 ** max(-100, min(100, -round(math.log2(total) / 2))))
     draw = np.random.Generator(np.random.Philox(key=seed))
     block = draw.standard_normal((delta.shape[1], width), dtype=np.float32)
     q, _ = np.linalg.qr(delta @ (size * block))
