@@ -6,6 +6,7 @@ that the number of threads changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from adapterhub.composing.factored import Matrix
+from adapterhub.errors import NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.tensorfile import usable_cores
 
@@ -53,6 +55,17 @@ def total(shape: tuple[int, ...], work: Callable[[slice], float]) -> float:
 def energy_of(delta: Matrix) -> float:
     """Σ x², in fp64."""
     return total(delta.shape, lambda rows: float(np.square(delta[rows], dtype=np.float64).sum()))
+
+
+def finite_energy(delta: Matrix) -> float:
+    """Σ x². Raises NotMergeable for values that are NaN or infinite."""
+    energy = energy_of(delta)
+    if not math.isfinite(energy):
+        raise NotMergeable(
+            f"a delta of shape {list(delta.shape)} becomes infinite or NaN",
+            remedy="give smaller weights",
+        )
+    return energy
 
 
 def norm1_of(delta: Matrix) -> float:

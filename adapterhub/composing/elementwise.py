@@ -106,7 +106,7 @@ def sce(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
         blocks.scale(delta, weight)
     if given.parameters["select_topk"] < 1:
         _select(deltas, given)
-    energies = [blocks.energy_of(delta) for delta in deltas]
+    energies = [blocks.finite_energy(delta) for delta in deltas]
     shares = [energy / (sum(energies) or 1.0) for energy in energies]
     return elected(deltas, shares, votes=[1.0] * len(deltas))
 

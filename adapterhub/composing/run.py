@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapterhub.composing import sites
+from adapterhub.composing.blocks import finite_energy
 from adapterhub.composing.factored import Cut, Factors, Matrix, cut, svd
 from adapterhub.composing.methods import Delta, Given, Made, Method
 from adapterhub.composing.plan import Plan
@@ -68,7 +69,10 @@ def _composed(plan: Plan, site: Site) -> Composed:
             weights=plan.weights,
             numbers=tuple(delta.number for delta in deltas),
         )
-        one, what = _made(plan, deltas, given)
+        try:
+            one, what = _made(plan, deltas, given)
+        except NotMergeable as error:
+            raise NotMergeable(f"{site.name}: {error.message}", remedy=error.remedy) from None
         made.append(one)
         cuts.append(what)
     made = _alike(made)
@@ -114,8 +118,10 @@ def _made(plan: Plan, deltas: list[Delta], given: Given) -> tuple[Made, Cut | No
 
 
 def _dense(method: Method, deltas: Sequence[Delta], given: Given) -> Matrix:
-    with np.errstate(over="ignore", invalid="ignore"):  # truncating refuses what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):
         dense = [delta.dense() for delta in deltas]
+        for each in dense:
+            finite_energy(each)
         made: Matrix = method.apply(dense, [delta.weight for delta in deltas], given)
     return made
 

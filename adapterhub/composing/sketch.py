@@ -12,9 +12,8 @@ import math
 
 import numpy as np
 
-from adapterhub.composing.blocks import energy_of
+from adapterhub.composing.blocks import finite_energy
 from adapterhub.composing.factored import Cut, Matrix, Svd, rank_for
-from adapterhub.errors import NotMergeable
 
 OVERSAMPLING = 10
 FIRST = 32  # the block's width where only an energy is asked for
@@ -33,12 +32,7 @@ def truncated(
     holds that share; exact where it would be no longer small against the matrix. The residual is
     within 2 % of the best one of that rank. Raises NotMergeable for values that are not finite.
     """
-    total = energy_of(delta)
-    if not math.isfinite(total):
-        raise NotMergeable(
-            f"a delta of shape {list(delta.shape)} becomes infinite or NaN",
-            remedy="give smaller weights",
-        )
+    total = finite_energy(delta)
     found = _leading(delta, rank, energy, total, seed) if total else _zeros(delta)
     kept = rank_for(found.s, rank, energy, total)
     return found.first(kept), Cut(kept, float(np.square(found.s[:kept]).sum()), total)

@@ -9,10 +9,12 @@ import dense_oracles as oracles
 import numpy as np
 import pytest
 from composing_building import SIZES, Q, V, assert_close, composed, deltas, dense, given, lora
+from safetensors.numpy import load_file, save_file
 
 from adapterhub import composing
-from adapterhub.composing import Options, run
+from adapterhub.composing import Options
 from adapterhub.composing.methods import TABLE, method
+from adapterhub.composing.run import _seed
 from adapterhub.errors import InvalidOption, NotMergeable
 
 DENSE = [name for name, row in TABLE.items() if row.file in ("elementwise", "spherical")]
@@ -34,7 +36,7 @@ def test_every_method_from_files(name: str, tmp_path: Path) -> None:
             [deltas(each.adapter)[module] for each in inputs],
             [0.7, 0.4],
             method(name).settings(settings_of(name)),
-            run._seed(11, module, 0),
+            _seed(11, module, 0),
         )
     assert_close(deltas(adapter), expected, 1e-5)
     assert not report.reproducible
@@ -105,7 +107,7 @@ def test_who_leaves_a_module_alone_counts_as_zeros(name: str, absent: int, tmp_p
         [deltas(each.adapter).get(V, zeros) for each in inputs],
         [3.0, 1.0],
         method(name).settings(asked),
-        run._seed(0, V, 0),
+        _seed(0, V, 0),
     )
     assert np.linalg.norm(expected) > 0.1
     assert_close({V: deltas(adapter)[V]}, {V: expected}, 1e-5)
@@ -172,5 +174,15 @@ def test_what_becomes_infinite_is_refused(tmp_path: Path) -> None:
     for name in DENSE:
         if name == "nuslerp" or "normalize" in method(name).settings({}):
             continue
-        with pytest.raises(NotMergeable, match="infinite or NaN"):
+        with pytest.raises(NotMergeable, match=r"q_proj: a delta .* becomes infinite or NaN"):
             composed(inputs, method=name)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_factors_whose_product_is_infinite(name: str, tmp_path: Path) -> None:
+    path = lora(tmp_path / "a", 1)
+    file = path / "adapter_model.safetensors"
+    huge = {key: tensor * np.float32(1e25) for key, tensor in load_file(file).items()}
+    save_file(huge, file, {"format": "pt"})
+    with pytest.raises(NotMergeable, match=r"q_proj: a delta .* becomes infinite or NaN"):
+        composed([given(path), given(lora(tmp_path / "b", 2))], method=name)
