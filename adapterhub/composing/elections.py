@@ -41,15 +41,18 @@ def elected(
     voices = list(zip(deltas, votes or weights, strict=True))
 
     def work(rows: slice) -> None:
-        positive = _election(voices, rows, by)
-        total, share = np.zeros(positive.shape), np.zeros(positive.shape)
+        signs = _election(voices, rows, by)
+        total, share = np.zeros(signs.shape), np.zeros(signs.shape)
         for delta, weight in zip(deltas, weights, strict=True):
-            each_one = np.multiply(delta[rows], weight, dtype=np.float64)
-            agrees = np.where(positive, each_one > 0, each_one < 0)
-            np.add(total, each_one, out=total, where=agrees)
-            np.add(share, abs(weight), out=share, where=agrees)
+            agrees = np.multiply(delta[rows], weight, dtype=np.float64)
+            agrees *= signs
+            total += np.maximum(agrees, 0, out=agrees)
+            if normalize:
+                share += np.multiply(agrees > 0, abs(weight), out=agrees)
         if normalize:
-            np.divide(total, share, out=total, where=share > 0)
+            share[share == 0] = 1
+            total /= share
+        total *= signs
         deltas[0][rows] = np.multiply(total, factor, out=total)
 
     each(deltas[0].shape, work)
@@ -57,11 +60,13 @@ def elected(
 
 
 def _election(voices: Sequence[tuple[Matrix, float]], rows: slice, by: str) -> Matrix:
-    """True where the sign + is elected."""
+    """1 and -1, in fp64."""
     total = np.zeros(voices[0][0][rows].shape)
     for delta, vote in voices:
         if by == "total":
             total += np.multiply(delta[rows], vote, dtype=np.float64)
         else:
             total += np.sign(delta[rows]) * np.sign(vote)
-    return total >= 0
+    signs = np.multiply(total >= 0, 2.0, out=total)
+    signs -= 1
+    return signs

@@ -191,10 +191,16 @@ def _limits(shares: Matrix) -> Matrix:
 
 def _ranks(block: Matrix) -> Matrix:
     """Of each element in its row, by ascending magnitude."""
-    order = np.argsort(_bits(block), axis=1, kind="stable")
-    ranks = np.empty(block.shape, np.int32)
-    np.put_along_axis(ranks, order, np.arange(block.shape[1], dtype=np.int32)[None], axis=1)
-    return ranks
+    count, columns = block.shape
+    keys = _bits(block).astype(np.uint64) << 32
+    keys |= np.arange(columns, dtype=np.uint64)
+    keys.sort(axis=1)
+    keys &= np.uint64(0xFFFFFFFF)
+    places = keys.view(np.int64)
+    places += np.arange(count)[:, None] * columns
+    ranks = np.empty(block.size, np.int32)
+    ranks[places] = np.arange(columns, dtype=np.int32)
+    return ranks.reshape(block.shape)
 
 
 def _uniform(rows: slice, columns: int, seed: int, number: int) -> Matrix:

@@ -72,3 +72,11 @@ def test_an_element_has_its_own_place_in_the_stream(columns: int) -> None:
 def test_the_smallest_and_largest_shares() -> None:
     limits = masks._limits(np.array([1e-300, 2.0**-32, 0.5, 1 - 2.0**-40]))
     assert limits.tolist() == [1, 1, 2**31, 2**32 - 1]
+
+
+@pytest.mark.parametrize("kind", ["normal", "equal", "few", "subnormal", "close"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ranks_are_those_of_a_stable_sort(kind: str, shape: tuple[int, int]) -> None:
+    delta = values(kind, shape)
+    order = np.argsort(np.abs(delta), axis=1, kind="stable")
+    np.testing.assert_array_equal(masks._ranks(delta), np.argsort(order, axis=1))
