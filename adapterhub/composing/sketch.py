@@ -18,7 +18,7 @@ from adapterhub.composing.factored import Cut, Matrix, Svd, rank_for
 OVERSAMPLING = 10
 FIRST = 32  # the block's width where only an energy is asked for
 ITERATIONS = 6  # at most
-SETTLED = 1e-3  # a gain below this share of what is not caught yet ends them
+SETTLED = 3e-3  # a gain below this share of what is not caught yet ends them
 LAPACK = 512  # sides up to this are decomposed as they are
 _BLOCK = 1 << 21  # elements that are converted to fp64 at a time
 
@@ -49,19 +49,22 @@ def _leading(delta: Matrix, rank: int | None, energy: float | None, total: float
     width = (FIRST if rank is None else rank) + OVERSAMPLING
     if rank is None and energy is None:
         width = small
+    start = np.zeros((delta.shape[1], 0), np.float32)
     while 4 * width < small:
-        found = _sketched(delta, width, total, seed)
+        found = _sketched(delta, width, total, seed, start)
         if rank is not None or rank_for(found.s, rank, energy, total) + OVERSAMPLING <= width:
             return found
-        width *= 2
+        width, start = 2 * width, found.vt.T.astype(np.float32)
     return _lapack(delta) if small <= LAPACK else _eigen(delta)
 
 
-def _sketched(delta: Matrix, width: int, total: float, seed: int) -> Svd:
+def _sketched(delta: Matrix, width: int, total: float, seed: int, start: Matrix) -> Svd:
+    """`start`: what the first columns of the block are, (in, fewer than width)."""
     # what meets Δ is divided by about its norm, so that nothing over- or underflows in fp32
     size = np.float32(2.0 ** max(-100, min(100, -round(math.log2(total) / 2))))
     draw = np.random.Generator(np.random.Philox(key=seed))
     block = draw.standard_normal((delta.shape[1], width), dtype=np.float32)
+    block[:, : start.shape[1]] = start
     q, _ = np.linalg.qr(delta @ (size * block))
     caught, all_of_it = 0.0, total * float(size) ** 2
     for _ in range(ITERATIONS):
