@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, Protocol
 
+from adapterhub.composing.cases import checked
 from adapterhub.composing.factored import Factors, Matrix
+from adapterhub.composing.parameters import Parameter
 from adapterhub.errors import InvalidOption
 
 _ARXIV = "https://arxiv.org/abs/"
@@ -78,63 +79,21 @@ class OnDense(Protocol):
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A number, or one of `choices`, or a switch. `above`: excludes `low` itself."""
-
-    name: str
-    default: float | int | str | bool | None
-    help: str
-    low: float | None = None
-    high: float | None = None
-    above: bool = False
-    choices: tuple[str, ...] = ()
-
-    def check(self, value: Any) -> Any:
-        """The value, of the default's type. Raises InvalidOption."""
-        if self.choices:
-            ok = value in self.choices
-        elif isinstance(self.default, bool):
-            ok = isinstance(value, bool)
-        else:
-            ok = isinstance(value, int | float) and not isinstance(value, bool)
-            ok = ok and self._is_within(value)
-        if not ok:
-            raise InvalidOption(f"{self.name} is {value!r}", remedy=f"{self.name}: {self.range}")
-        return value if isinstance(value, str | bool) else type(self.default or 0.0)(value)
-
-    def _is_within(self, value: float) -> bool:
-        try:
-            if not math.isfinite(value):
-                return False
-        except OverflowError:  # an integer that no float can hold
-            return False
-        above = self.low is None or (value > self.low if self.above else value >= self.low)
-        return above and (self.high is None or value <= self.high)
-
-    @property
-    def range(self) -> str:
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if isinstance(self.default, bool):
-            return "true or false"
-        low = "" if self.low is None else f"{'above' if self.above else 'at least'} {self.low:g}"
-        high = "" if self.high is None else f"at most {self.high:g}"
-        return " and ".join(filter(None, (low, high))) or "a finite number"
-
-
-@dataclass(frozen=True)
 class Method:
-    """`kind`: what it works on. `function`: its name in the module `file` of this room.
+    """`kind`: what it works on; "tensors" is for adapters that have no factors, by `tensorwise`.
+    `function`: its name in the module `file` of this room.
 
     `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
-    few and how many adapters it takes. `averages`: the weights are divided by their sum. `check`:
-    its function in `file` that refuses settings or weights that do not go together.
+    few and how many adapters it takes. `averages`: the weights are divided by their sum.
+    `equal_ranks`: the factors of one module must have one rank. `largest_rank`: results are
+    truncated to the largest rank of the inputs, unless something else is asked. `check`: its
+    function in `file` that refuses settings or weights that do not go together.
     """
 
     name: str
     title: str
     paper: str | None
-    kind: Literal["factors", "dense"]
+    kind: Literal["factors", "dense", "tensors"]
     file: str
     function: str
     parameters: tuple[Parameter, ...] = ()
@@ -142,6 +101,8 @@ class Method:
     averages: bool = False
     inputs: tuple[int, int | None] = (1, None)
     seeded: bool = False
+    equal_ranks: bool = False
+    largest_rank: bool = False
     check: str = ""
     note: str = field(default="")
 
@@ -162,7 +123,7 @@ class Method:
                 f"{self.name} has no parameter {unknown[0]!r}", remedy=f"its parameters: {has}"
             )
         return {
-            name: parameter.check(given[name]) if name in given else parameter.default
+            name: checked(given[name], parameter.check) if name in given else parameter.default
             for name, parameter in known.items()
         }
 
@@ -194,14 +155,19 @@ class Method:
         }
 
 
-_DENSITY = Parameter("density", 1.0, "share of the elements that remain", 0, 1, above=True)
-_LAMBDA = Parameter("lambda", 1.0, "factor of the result")
-_SIGNS = Parameter(
+def _density(default: float) -> Parameter:
+    return Parameter("density", default, "share of the elements kept", 0.0, 1.0, above=True)
+
+
+_MAJORITY = Parameter(
     "majority_sign_method",
     "total",
-    "signs elected by sums, or by how many adapters have them",
+    "signs are elected by the sum of the elements, or of their signs",
     choices=("total", "frequency"),
 )
+
+
+_LAMBDA = Parameter("lambda", 1.0, "factor of the result")
 
 
 def _normalize(default: bool) -> Parameter:
@@ -213,19 +179,178 @@ def _rescale(default: bool) -> Parameter:
 
 
 def _elementwise(
-    name: str, title: str, paper: str | None, *parameters: Parameter, **more: Any
+    name: str,
+    title: str,
+    paper: str | None,
+    *parameters: Parameter,
+    file: str = "elementwise",
+    **more: Any,
 ) -> Method:
-    return Method(
-        name,
-        title,
-        paper and _ARXIV + paper,
-        "dense",
-        more.pop("file", "elementwise"),
-        name,
-        parameters,
-        **more,
+    paper = paper and _ARXIV + paper
+    return Method(name, title, paper, "dense", file, name, parameters, **more)
+
+
+def _as_peft(
+    name: str, title: str, paper: str, *, elects: bool, seeded: bool
+) -> tuple[Method, ...]:
+    """An element-wise combination of PEFT's: on the factors, and on the deltas."""
+    parameters = (_density(0.5), *([_MAJORITY] if elects else ()))
+    return (
+        Method(
+            f"peft_{name}",
+            f"{title} of each factor, as PEFT",
+            _ARXIV + paper,
+            "factors",
+            "as_peft",
+            name,
+            parameters,
+            exact=True,
+            seeded=seeded,
+            equal_ranks=True,
+            note="A and B each by itself: far from the same on the deltas",
+        ),
+        Method(
+            f"peft_{name}_svd",
+            f"{title} of the deltas, as PEFT",
+            _ARXIV + paper,
+            "dense",
+            "as_peft",
+            f"{name}_svd",
+            parameters,
+            seeded=seeded,
+            largest_rank=True,
+        ),
     )
 
+
+_SHARED = (
+    Method(
+        "knots_ties",
+        "TIES in a shared basis (KnOTS)",
+        _ARXIV + "2410.19735",
+        "factors",
+        "subspaces",
+        "knots_ties",
+        (_density(0.2),),
+    ),
+    Method(
+        "knots_dare",
+        "DARE-TIES in a shared basis (KnOTS)",
+        _ARXIV + "2410.19735",
+        "factors",
+        "subspaces",
+        "knots_dare",
+        (_density(0.5),),
+        seeded=True,
+    ),
+    Method(
+        "tsv",
+        "Task singular vectors (TSV-merge)",
+        _ARXIV + "2412.00081",
+        "factors",
+        "subspaces",
+        "tsv",
+        (
+            Parameter(
+                "share",
+                None,
+                "share of each adapter's singular values kept; by default 1 / their number",
+                0.0,
+                1.0,
+                above=True,
+            ),
+        ),
+    ),
+    Method(
+        "iso_c",
+        "All singular values of the sum alike (Iso-C)",
+        _ARXIV + "2502.04959",
+        "factors",
+        "subspaces",
+        "iso_c",
+        note="a truncation of it is arbitrary: no direction is larger than another",
+    ),
+)
+_PEFT = (
+    Method(
+        "peft_linear",
+        "Sums of A and of B, as PEFT",
+        None,
+        "factors",
+        "as_peft",
+        "linear",
+        exact=True,
+        equal_ranks=True,
+        note="the product has cross terms: far from the sum of the deltas",
+    ),
+    Method("peft_cat", "Concatenation, as PEFT", None, "factors", "exact", "total", exact=True),
+    Method(
+        "peft_svd",
+        "Sum, truncated to the largest rank, as PEFT",
+        None,
+        "factors",
+        "exact",
+        "total",
+        largest_rank=True,
+    ),
+    *_as_peft("ties", "TIES", "2306.01708", elects=True, seeded=False),
+    *_as_peft("dare_linear", "DARE", "2311.03099", elects=False, seeded=True),
+    *_as_peft("dare_ties", "DARE and TIES", "2311.03099", elects=True, seeded=True),
+    *_as_peft("magnitude_prune", "Largest elements", "2306.01708", elects=False, seeded=False),
+)
+
+_ELEMENTWISE = (
+    _elementwise(
+        *("ties", "TIES-Merging", "2306.01708"),
+        *(_density(1.0), _LAMBDA, _normalize(True), _rescale(False), _MAJORITY),
+    ),
+    _elementwise(
+        *("dare_linear", "DARE", "2311.03099"),
+        *(_density(1.0), _LAMBDA, _normalize(False), _rescale(True)),
+        seeded=True,
+        check="check_normalized",
+    ),
+    _elementwise(
+        *("dare_ties", "DARE with TIES' signs", "2311.03099"),
+        *(_density(1.0), _LAMBDA, _normalize(False), _rescale(True), _MAJORITY),
+        seeded=True,
+    ),
+    _elementwise(
+        *("della", "DELLA-Merging", "2406.11617"),
+        _density(1.0),
+        Parameter("epsilon", 0.15, "how far probabilities go from the density", 0, 0.5),
+        *(_LAMBDA, _normalize(True), _rescale(True), _MAJORITY),
+        seeded=True,
+        check="check_della",
+    ),
+    _elementwise(
+        *("breadcrumbs", "Model Breadcrumbs", "2312.06795"),
+        _density(1.0),
+        Parameter("gamma", 0.01, "share of the largest elements that go", 0, 1),
+        *(_LAMBDA, _normalize(False), _rescale(False)),
+        check="check_normalized",
+    ),
+    _elementwise("magnitude_prune", "Sum of the largest elements", None, _density(1.0), _LAMBDA),
+    _elementwise(
+        *("sce", "Select, calculate, erase", "2408.07990"),
+        Parameter("select_topk", 1.0, "share of the elements that differ most", 0, 1, above=True),
+        inputs=(2, None),
+    ),
+    _elementwise(
+        *("slerp", "Spherical interpolation", None),
+        Parameter("t", 0.5, "0: the first adapter, 1: the second", 0, 1),
+        file="spherical",
+        inputs=(2, 2),
+    ),
+    _elementwise(
+        *("nuslerp", "Spherical interpolation by weights", None),
+        Parameter("nuslerp_flatten", True, "a whole matrix is one vector"),
+        Parameter("nuslerp_row_wise", False, "else vectors run across the rows"),
+        file="spherical",
+        inputs=(2, 2),
+        note="the weights give t, and do not scale",
+    ),
+)
 
 _ROWS = (
     Method("sum", "Weighted sum", None, "factors", "exact", "total", exact=True),
@@ -249,56 +374,18 @@ _ROWS = (
         exact=True,
         note="negative weights make a model forget",
     ),
-    _elementwise(
-        *("ties", "TIES-Merging", "2306.01708"),
-        *(_DENSITY, _LAMBDA, _normalize(True), _rescale(False), _SIGNS),
+    *_ELEMENTWISE,
+    Method(
+        "concat",
+        "Tokens of prompts in a row",
+        None,
+        "tensors",
+        "tensorwise",
+        "combine",
+        exact=True,
     ),
-    _elementwise(
-        *("dare_linear", "DARE", "2311.03099"),
-        *(_DENSITY, _LAMBDA, _normalize(False), _rescale(True)),
-        seeded=True,
-        check="check_normalized",
-    ),
-    _elementwise(
-        *("dare_ties", "DARE with TIES' signs", "2311.03099"),
-        *(_DENSITY, _LAMBDA, _normalize(False), _rescale(True), _SIGNS),
-        seeded=True,
-    ),
-    _elementwise(
-        *("della", "DELLA-Merging", "2406.11617"),
-        _DENSITY,
-        Parameter("epsilon", 0.15, "how far probabilities go from the density", 0, 0.5),
-        *(_LAMBDA, _normalize(True), _rescale(True), _SIGNS),
-        seeded=True,
-        check="check_della",
-    ),
-    _elementwise(
-        *("breadcrumbs", "Model Breadcrumbs", "2312.06795"),
-        _DENSITY,
-        Parameter("gamma", 0.01, "share of the largest elements that go", 0, 1),
-        *(_LAMBDA, _normalize(False), _rescale(False)),
-        check="check_normalized",
-    ),
-    _elementwise("magnitude_prune", "Sum of the largest elements", None, _DENSITY, _LAMBDA),
-    _elementwise(
-        *("sce", "Select, calculate, erase", "2408.07990"),
-        Parameter("select_topk", 1.0, "share of the elements that differ most", 0, 1, above=True),
-        inputs=(2, None),
-    ),
-    _elementwise(
-        *("slerp", "Spherical interpolation", None),
-        Parameter("t", 0.5, "0: the first adapter, 1: the second", 0, 1),
-        file="spherical",
-        inputs=(2, 2),
-    ),
-    _elementwise(
-        *("nuslerp", "Spherical interpolation by weights", None),
-        Parameter("nuslerp_flatten", True, "a whole matrix is one vector"),
-        Parameter("nuslerp_row_wise", False, "else vectors run across the rows"),
-        file="spherical",
-        inputs=(2, 2),
-        note="the weights give t, and do not scale",
-    ),
+    *_SHARED,
+    *_PEFT,
 )
 
 TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}

@@ -12,12 +12,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from adapterhub import formats
 from adapterhub.adapter import Adapter, BaseClaim
+from adapterhub.composing.cases import plain
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.run import Composed
 from adapterhub.errors import OutputError
-from adapterhub.formats import peft
 from adapterhub.methods.lora_pairs import MAGNITUDE
 from adapterhub.registry import manifests
 from adapterhub.tensorfile import ArrayTensor, Tensor
@@ -169,13 +170,15 @@ def lineage(plan: Plan) -> dict[str, Any]:
     options = plan.options
     parameters = {
         "method": plan.method.name,
-        "parameters": dict(plan.parameters),
-        "rank": options.rank,
-        "energy": options.energy,
+        "parameters": plain(plan.parameters),
+        **plain({"rank": options.rank, "energy": options.energy}),
         "whole": options.whole,
         "force_base": options.force_base,
         "reproducible": plan.exact,
     }
+    if options.weights:
+        weights = {str(number): value for number, value in options.weights.items()}
+        parameters["weights"] = plain(weights)
     if plan.method.seeded:
         parameters["seed"] = options.seed
     return {
@@ -200,7 +203,7 @@ def report(plan: Plan, composed: Sequence[Composed]) -> Report:
             {"name": each.name, "weight": each.weight, "digest": each.digest}
             for each in plan.inputs
         ],
-        parameters=dict(plan.parameters),
+        parameters=plain(plan.parameters),
         modules=[
             ModuleReport(
                 one.site.name, len(one.site.terms), one.rank, one.cut.error if one.cut else None
@@ -246,7 +249,7 @@ def write_into(plan: Plan, adapter: Adapter, directory: Path) -> None:
     from adapterhub.formats.roots import adapter_root
     from adapterhub.registry import checkout
 
-    peft.write(adapter, directory)
+    formats.write(adapter, directory, to=adapter.format)
     files = []
     for path in sorted(directory.iterdir()):
         size = path.stat().st_size

@@ -19,6 +19,7 @@ from adapterhub.composing.sites import Site
 from adapterhub.composing.sketch import truncated
 from adapterhub.errors import NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
+from adapterhub.methods import BiasDelta
 from adapterhub.tensorfile import usable_cores
 
 Progress = Callable[[int], None]
@@ -63,14 +64,14 @@ def _composed(plan: Plan, site: Site) -> Composed:
     for number, deltas in enumerate(_matrices(site)):
         given = Given(
             shape=site.shape,
-            parameters=plan.parameters,
+            parameters=plan.settings(site),
             seed=_seed(plan.options.seed, site.name, number),
             inputs=len(plan.inputs),
-            weights=plan.weights,
+            weights=plan.weights_of(site),
             numbers=tuple(delta.number for delta in deltas),
         )
         try:
-            one, what = _made(plan, deltas, given)
+            one, what = _made(plan, deltas, given, *plan.size(site))
         except NotMergeable as error:
             raise NotMergeable(f"{site.name}: {error.message}", remedy=error.remedy) from None
         made.append(one)
@@ -86,7 +87,7 @@ def _composed(plan: Plan, site: Site) -> Composed:
         rank=made[0].factors.rank,
         scale=scale,
         cut=_total(cuts),
-        bias=_bias(plan, site, scale),
+        bias=_bias(plan.biases.get(site.module, ()), site, scale),
     )
 
 
@@ -100,17 +101,18 @@ def _matrices(site: Site) -> Iterator[list[Delta]]:
         ]
 
 
-def _made(plan: Plan, deltas: list[Delta], given: Given) -> tuple[Made, Cut | None]:
+def _made(
+    plan: Plan, deltas: list[Delta], given: Given, rank: int | None, energy: float | None
+) -> tuple[Made, Cut | None]:
     if not deltas:
         return Made(_nothing(given.shape)), None
-    rank, energy = plan.options.rank, plan.options.energy
     if plan.method.kind == "dense":
         ranks = sum(delta.factors.rank for delta in deltas)
         dense = _dense(plan.method, deltas, given)
         found, what = truncated(dense, rank or (None if energy else ranks), energy, given.seed)
         return Made(found.factors().single()), what
     made: Made = plan.method.apply(deltas, given)
-    if not plan.cuts:
+    if rank is None and energy is None:
         return Made(made.factors.single(), made.scale), None
     both = made.factors.double()
     found, what = cut(svd(Factors(made.scale * both.b, both.a)), rank, energy)
@@ -158,14 +160,14 @@ def _total(cuts: Sequence[Cut | None]) -> Cut | None:
     )
 
 
-def _bias(plan: Plan, site: Site, scale: float) -> Matrix | None:
+def _bias(parts: Sequence[tuple[int, BiasDelta]], site: Site, scale: float) -> Matrix | None:
     """Σ wᵢ·sᵢ·biasᵢ / scale in fp64, rounded once: biases are added whatever the method."""
-    parts = plan.biases.get(site.module, ())
+    weights = {term.number: term.weight for term in site.terms}
     if not parts:
         return None
     total: Matrix = np.zeros(parts[0][1].value.shape)
     for number, part in parts:
-        weight = plan.weights[number] * part.scale / scale
+        weight = weights.get(number, 0.0) * part.scale / scale
         total += weight * np.asarray(part.value.read(), np.float64)
     return total.astype(np.float32)
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from adapterhub import composing
 from adapterhub.composing import Options
+from adapterhub.composing.cases import Case, Cases
 from adapterhub.composing.methods import TABLE, method
 from adapterhub.composing.run import _seed
 from adapterhub.errors import InvalidOption, NotMergeable
@@ -167,6 +168,25 @@ def test_so_are_counts_and_weights(tmp_path: Path) -> None:
         with pytest.raises(InvalidOption, match="add up to 0 and cannot be normalized"):
             composing.plan(pair, Options(method=name, parameters={"normalize": True}))
         composing.plan(pair, Options(method=name))
+
+
+def test_what_hangs_on_the_module_is_checked_and_followed(tmp_path: Path) -> None:
+    inputs = [given(lora(tmp_path / "a", 1), 2.0), given(lora(tmp_path / "b", 2), 1.0)]
+    cases = Cases((Case("q_proj", 0.3), Case(None, 0.9)))
+    with pytest.raises(InvalidOption, match=r"with probabilities from 0\.75 to 1\.05"):
+        composing.plan(inputs, Options(method="della", parameters={"density": cases}))
+    weights: dict[int, Any] = {1: Cases((Case("v_proj", -2.0),))}
+    with pytest.raises(InvalidOption, match="add up to 0 and cannot be normalized"):
+        settings: dict[str, Any] = {"density": cases, "normalize": True}
+        composing.plan(inputs, Options(method="breadcrumbs", parameters=settings, weights=weights))
+    adapter, _ = composed(inputs, method="nuslerp", weights={1: Cases((Case("v_proj", 6.0),))})
+    both = [deltas(each.adapter) for each in inputs]
+    expected = {
+        module: oracles.nuslerp([each[module] for each in both], [2.0, weight], asked, 0)
+        for module, weight in ((Q, 1.0), (V, 6.0))
+        for asked in [method("nuslerp").settings({})]
+    }
+    assert_close(deltas(adapter), expected, 1e-5)
 
 
 def test_what_becomes_infinite_is_refused(tmp_path: Path) -> None:

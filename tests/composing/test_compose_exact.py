@@ -13,8 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from adapterhub import composing
 from adapterhub.composing import Options
+from adapterhub.composing.cases import Case, Cases
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
 from adapterhub.formats import read
+from adapterhub.methods import BiasDelta, method
 
 
 @pytest.mark.parametrize("other", [{}, {"r": 5, "use_rslora": True}, {"lora_alpha": 1}])
@@ -158,3 +160,38 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(NotMergeable, match="NaN or infinite"):
         composed([given(path)])
+
+
+def test_biases_of_lora_b_are_added_too(tmp_path: Path) -> None:
+    paths = [
+        lora(tmp_path / name, seed, [Q], lora_bias=True) for name, seed in (("a", 1), ("b", 2))
+    ]
+    values = []
+    for path in paths:
+        file = path / "adapter_model.safetensors"
+        bias = np.random.default_rng(len(values)).standard_normal(12).astype(np.float32)
+        save_file(
+            {**load_file(file), f"base_model.model.{Q}.lora_B.bias": bias}, file, {"format": "pt"}
+        )
+        values.append(bias.astype(np.float64))
+    inputs = [given(paths[0], 0.5), given(paths[1], -2.0), given(paths[0], 0.25)]
+    adapter, _ = composed(inputs)
+    assert adapter.config["lora_bias"] is True
+    (part,) = [
+        p for p in method("lora").implementation.meaning(adapter) if isinstance(p, BiasDelta)
+    ]
+    found = part.scale * np.asarray(part.value.read(), np.float64)
+    assert np.allclose(found, 2 * (0.75 * values[0] - 2 * values[1]), atol=1e-6)
+
+
+def test_cases_hang_on_the_module(tmp_path: Path) -> None:
+    a, b = given(lora(tmp_path / "a", 1)), given(lora(tmp_path / "b", 2))
+    weights = {1: Cases((Case("v_proj", 0.0), Case("model.layers.?.*.q_proj", -2.0)))}
+    rank = Cases((Case("q_proj", 2),))
+    adapter, report = composed([a, b], weights=weights, rank=rank)
+    assert_close({V: deltas(adapter)[V]}, {V: deltas(a.adapter)[V]})
+    wanted = deltas(a.adapter)[Q] - 2 * deltas(b.adapter)[Q]
+    u, s, vt = np.linalg.svd(wanted)
+    assert_close({Q: deltas(adapter)[Q]}, {Q: u[:, :2] * s[:2] @ vt[:2]})
+    assert {m.module: m.rank for m in report.modules} == {Q: 2, V: 3}
+    assert not report.reproducible
