@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from adapterhub.composing.cases import checked
 from adapterhub.composing.factored import Factors, Matrix
+from adapterhub.composing.parameters import Parameter
 from adapterhub.errors import InvalidOption
 
 _ARXIV = "https://arxiv.org/abs/"
@@ -41,13 +42,16 @@ class Given:
     """What a method is told beside the deltas of one matrix of shape (out, in).
 
     `seed`: of this matrix alone, 128 bits. `inputs`: how many adapters are composed, those that
-    leave this matrix alone included.
+    leave this matrix alone included, and `weights` those of all of them. `numbers`: whose deltas
+    are given, in their order.
     """
 
     shape: tuple[int, int]
     parameters: Mapping[str, Any]
     seed: int
     inputs: int
+    weights: tuple[float, ...] = ()
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,46 +79,6 @@ class OnDense(Protocol):
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A number, or one of `choices`, or a switch. `above`: excludes `low` itself."""
-
-    name: str
-    default: float | int | str | bool | None
-    help: str
-    low: float | None = None
-    high: float | None = None
-    above: bool = False
-    choices: tuple[str, ...] = ()
-
-    def check(self, value: Any) -> Any:
-        """The value, of the default's type. Raises InvalidOption."""
-        if self.choices:
-            ok = value in self.choices
-        elif isinstance(self.default, bool):
-            ok = isinstance(value, bool)
-        else:
-            ok = isinstance(value, int | float) and not isinstance(value, bool)
-            ok = ok and self._is_within(float(value))
-        if not ok:
-            raise InvalidOption(f"{self.name} is {value!r}", remedy=f"{self.name}: {self.range}")
-        return value if isinstance(value, str | bool) else type(self.default or 0.0)(value)
-
-    def _is_within(self, value: float) -> bool:
-        above = self.low is None or (value > self.low if self.above else value >= self.low)
-        return above and (self.high is None or value <= self.high)
-
-    @property
-    def range(self) -> str:
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if isinstance(self.default, bool):
-            return "true or false"
-        low = "" if self.low is None else f"{'above' if self.above else 'at least'} {self.low:g}"
-        high = "" if self.high is None else f"at most {self.high:g}"
-        return " and ".join(filter(None, (low, high))) or "a finite number"
-
-
-@dataclass(frozen=True)
 class Method:
     """`kind`: what it works on; "tensors" is for adapters that have no factors, by `tensorwise`.
     `function`: its name in the module `file` of this room.
@@ -122,7 +86,8 @@ class Method:
     `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
     few and how many adapters it takes. `averages`: the weights are divided by their sum.
     `equal_ranks`: the factors of one module must have one rank. `largest_rank`: results are
-    truncated to the largest rank of the inputs, unless something else is asked.
+    truncated to the largest rank of the inputs, unless something else is asked. `check`: its
+    function in `file` that refuses settings or weights that do not go together.
     """
 
     name: str
@@ -138,12 +103,16 @@ class Method:
     seeded: bool = False
     equal_ranks: bool = False
     largest_rank: bool = False
+    check: str = ""
     note: str = field(default="")
 
     @property
     def apply(self) -> Any:
         """An OnFactors or an OnDense, by `kind`."""
-        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), self.function)
+        return self._named(self.function)
+
+    def _named(self, name: str) -> Any:
+        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), name)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""
@@ -157,6 +126,11 @@ class Method:
             name: checked(given[name], parameter.check) if name in given else parameter.default
             for name, parameter in known.items()
         }
+
+    def check_together(self, settings: Mapping[str, Any], weights: Sequence[float]) -> None:
+        """Raises InvalidOption for settings and weights that make no sense together."""
+        if self.check:
+            self._named(self.check)(settings, weights)
 
     def check_count(self, count: int) -> None:
         few, many = self.inputs
@@ -191,6 +165,29 @@ _MAJORITY = Parameter(
     "signs are elected by the sum of the elements, or of their signs",
     choices=("total", "frequency"),
 )
+
+
+_LAMBDA = Parameter("lambda", 1.0, "factor of the result")
+
+
+def _normalize(default: bool) -> Parameter:
+    return Parameter("normalize", default, "divide by the weights that count")
+
+
+def _rescale(default: bool) -> Parameter:
+    return Parameter("rescale", default, "make up for what was dropped")
+
+
+def _elementwise(
+    name: str,
+    title: str,
+    paper: str | None,
+    *parameters: Parameter,
+    file: str = "elementwise",
+    **more: Any,
+) -> Method:
+    paper = paper and _ARXIV + paper
+    return Method(name, title, paper, "dense", file, name, parameters, **more)
 
 
 def _as_peft(
@@ -302,6 +299,59 @@ _PEFT = (
     *_as_peft("magnitude_prune", "Largest elements", "2306.01708", elects=False, seeded=False),
 )
 
+_ELEMENTWISE = (
+    _elementwise(
+        *("ties", "TIES-Merging", "2306.01708"),
+        *(_density(1.0), _LAMBDA, _normalize(True), _rescale(False), _MAJORITY),
+    ),
+    _elementwise(
+        *("dare_linear", "DARE", "2311.03099"),
+        *(_density(1.0), _LAMBDA, _normalize(False), _rescale(True)),
+        seeded=True,
+        check="check_normalized",
+    ),
+    _elementwise(
+        *("dare_ties", "DARE with TIES' signs", "2311.03099"),
+        *(_density(1.0), _LAMBDA, _normalize(False), _rescale(True), _MAJORITY),
+        seeded=True,
+    ),
+    _elementwise(
+        *("della", "DELLA-Merging", "2406.11617"),
+        _density(1.0),
+        Parameter("epsilon", 0.15, "how far probabilities go from the density", 0, 0.5),
+        *(_LAMBDA, _normalize(True), _rescale(True), _MAJORITY),
+        seeded=True,
+        check="check_della",
+    ),
+    _elementwise(
+        *("breadcrumbs", "Model Breadcrumbs", "2312.06795"),
+        _density(1.0),
+        Parameter("gamma", 0.01, "share of the largest elements that go", 0, 1),
+        *(_LAMBDA, _normalize(False), _rescale(False)),
+        check="check_normalized",
+    ),
+    _elementwise("magnitude_prune", "Sum of the largest elements", None, _density(1.0), _LAMBDA),
+    _elementwise(
+        *("sce", "Select, calculate, erase", "2408.07990"),
+        Parameter("select_topk", 1.0, "share of the elements that differ most", 0, 1, above=True),
+        inputs=(2, None),
+    ),
+    _elementwise(
+        *("slerp", "Spherical interpolation", None),
+        Parameter("t", 0.5, "0: the first adapter, 1: the second", 0, 1),
+        file="spherical",
+        inputs=(2, 2),
+    ),
+    _elementwise(
+        *("nuslerp", "Spherical interpolation by weights", None),
+        Parameter("nuslerp_flatten", True, "a whole matrix is one vector"),
+        Parameter("nuslerp_row_wise", False, "else vectors run across the rows"),
+        file="spherical",
+        inputs=(2, 2),
+        note="the weights give t, and do not scale",
+    ),
+)
+
 _ROWS = (
     Method("sum", "Weighted sum", None, "factors", "exact", "total", exact=True),
     Method(
@@ -324,6 +374,7 @@ _ROWS = (
         exact=True,
         note="negative weights make a model forget",
     ),
+    *_ELEMENTWISE,
     Method(
         "concat",
         "Tokens of prompts in a row",

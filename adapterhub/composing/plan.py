@@ -91,6 +91,10 @@ class Plan:
         defaults = {parameter.name: parameter.default for parameter in self.method.parameters}
         return {k: of(v, site.name, defaults[k]) for k, v in self.parameters.items()}
 
+    def weights_of(self, site: Site) -> tuple[float, ...]:
+        """Those of all inputs, as they count for this module."""
+        return _weights_of(self.method, self.inputs, self.options, site)
+
     @cached_property
     def _largest_rank(self) -> int:
         return max((term.rank for site in self.sites for term in site.terms), default=1)
@@ -116,7 +120,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     ]
     _refuse_dora(inputs, settled, row, options)
     _refuse_ranks(inputs, settled, row)
-    return Plan(
+    made = Plan(
         inputs=tuple(inputs),
         weights=weights,
         method=row,
@@ -127,6 +131,9 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
         wholes=wholes(inputs, weights, meanings, options.whole),
         notes=tuple(notes),
     )
+    for site in settled:
+        row.check_together(made.settings(site), made.weights_of(site))
+    return made
 
 
 def checked_request(

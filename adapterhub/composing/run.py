@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapterhub.composing import sites
+from adapterhub.composing.blocks import finite_energy
 from adapterhub.composing.factored import Cut, Factors, Matrix, cut, svd
 from adapterhub.composing.methods import Delta, Given, Made, Method
 from adapterhub.composing.plan import Plan
@@ -73,8 +74,13 @@ def _composed(plan: Plan, site: Site) -> Composed:
             parameters=plan.settings(site),
             seed=_seed(plan.options.seed, site.name, number),
             inputs=len(plan.inputs),
+            weights=plan.weights_of(site),
+            numbers=tuple(delta.number for delta in deltas),
         )
-        one, what = _made(plan, deltas, given, *plan.size(site))
+        try:
+            one, what = _made(plan, deltas, given, *plan.size(site))
+        except NotMergeable as error:
+            raise NotMergeable(f"{site.name}: {error.message}", remedy=error.remedy) from None
         made.append(one)
         cuts.append(what)
     made = _alike(made)
@@ -121,9 +127,11 @@ def _made(
 
 
 def _dense(method: Method, deltas: Sequence[Delta], given: Given) -> Matrix:
-    made: Matrix = method.apply(
-        [delta.dense() for delta in deltas], [delta.weight for delta in deltas], given
-    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        dense = [delta.dense() for delta in deltas]
+        for each in dense:
+            finite_energy(each)
+        made: Matrix = method.apply(dense, [delta.weight for delta in deltas], given)
     return made
 
 
