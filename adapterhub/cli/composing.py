@@ -141,7 +141,7 @@ def _share(error: float | None) -> str | None:
 
 
 def _print_methods(as_json: bool) -> None:
-    from adapterhub.composing.methods import TABLE
+    from adapterhub.composing.table import TABLE
 
     if as_json:
         output.print_json([row.to_dict() for row in TABLE.values()])

@@ -10,8 +10,9 @@ from typing import Any
 
 from adapterhub.composing.cases import Cases, checked, of
 from adapterhub.composing.inputs import Input, check_bases
-from adapterhub.composing.methods import Method, method
+from adapterhub.composing.methods import Method
 from adapterhub.composing.sites import Site, Term, sites
+from adapterhub.composing.table import method
 from adapterhub.composing.wholes import REFUSE, Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import BiasDelta, Meaning
@@ -120,6 +121,8 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     ]
     _refuse_dora(inputs, settled, row, options)
     _refuse_ranks(inputs, settled, row)
+    biases = _biases(meanings)
+    _refuse_biases(row, parameters, biases)
     made = Plan(
         inputs=tuple(inputs),
         weights=weights,
@@ -127,7 +130,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
         parameters=parameters,
         options=options,
         sites=tuple(settled),
-        biases=_biases(meanings),
+        biases=biases,
         wholes=wholes(inputs, weights, meanings, options.whole),
         notes=tuple(notes),
     )
@@ -243,6 +246,18 @@ def _refuse_ranks(inputs: Sequence[Input], found: Sequence[Site], row: Method) -
         ][:20],
         remedy=f"--method {_FOR_RANKS.get(row.name, f'{row.name}_svd')} takes any ranks",
     )
+
+
+def _refuse_biases(
+    row: Method, parameters: Mapping[str, Any], biases: Mapping[str, object]
+) -> None:
+    """Where the weights alone do not say how much of each delta comes, they say it of no bias."""
+    if biases and (not row.biases or parameters.get("normalize") is True):
+        raise NotMergeable(
+            f"{row.name} does not say what becomes of the biases of lora_B",
+            details=[shown(f"{module}.lora_B.bias") for module in biases][:20],
+            remedy="compose them by sum or average",
+        )
 
 
 def _biases(meanings: Sequence[Meaning]) -> dict[str, tuple[tuple[int, BiasDelta], ...]]:

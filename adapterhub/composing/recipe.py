@@ -22,7 +22,7 @@ from typing import Any
 
 from adapterhub import schema
 from adapterhub.composing.cases import Cases, parsed, plain
-from adapterhub.composing.methods import method
+from adapterhub.composing.table import method
 from adapterhub.errors import InvalidOption, NotFound, SchemaError
 from adapterhub.formats.card import trick
 

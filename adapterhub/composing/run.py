@@ -19,7 +19,6 @@ from adapterhub.composing.sites import Site
 from adapterhub.composing.sketch import truncated
 from adapterhub.errors import NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
-from adapterhub.methods import BiasDelta
 from adapterhub.tensorfile import usable_cores
 
 Progress = Callable[[int], None]
@@ -94,7 +93,7 @@ def _composed(plan: Plan, site: Site) -> Composed:
         rank=made[0].factors.rank,
         scale=scale,
         cut=_total(cuts),
-        bias=_bias(plan.biases.get(site.module, ()), site, scale),
+        bias=_bias(plan, site, scale),
     )
 
 
@@ -167,14 +166,16 @@ def _total(cuts: Sequence[Cut | None]) -> Cut | None:
     )
 
 
-def _bias(parts: Sequence[tuple[int, BiasDelta]], site: Site, scale: float) -> Matrix | None:
-    """Σ wᵢ·sᵢ·biasᵢ / scale in fp64, rounded once: biases are added whatever the method."""
-    weights = {term.number: term.weight for term in site.terms}
+def _bias(plan: Plan, site: Site, scale: float) -> Matrix | None:
+    """lambda · Σ wᵢ·sᵢ·biasᵢ / scale in fp64, rounded once."""
+    parts = plan.biases.get(site.module, ())
     if not parts:
         return None
+    weights = {term.number: term.weight for term in site.terms}
+    factor = float(plan.settings(site).get("lambda", 1.0)) / scale
     total: Matrix = np.zeros(parts[0][1].value.shape)
     for number, part in parts:
-        weight = weights.get(number, 0.0) * part.scale / scale
+        weight = weights.get(number, 0.0) * part.scale * factor
         total += weight * np.asarray(part.value.read(), np.float64)
     return total.astype(np.float32)
 

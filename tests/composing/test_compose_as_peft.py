@@ -15,8 +15,9 @@ from composing_building import Q, composed, given, lora
 from adapterhub.adapter import Adapter
 from adapterhub.composing import as_peft
 from adapterhub.composing.factored import Factors
-from adapterhub.composing.methods import TABLE, Delta, Given
+from adapterhub.composing.methods import Delta, Given
 from adapterhub.composing.run import _seed
+from adapterhub.composing.table import TABLE
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import LowRank, method
 

@@ -215,3 +215,23 @@ def test_the_svd_of_factors_of_any_condition(shape: tuple[int, int], spread: int
     kept = found.s > 1e-9 * found.s[0]
     for basis in (found.u[:, kept], found.vt[kept].T):
         assert np.allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-10)
+
+
+def test_biases_where_weights_do_not_decide(tmp_path: Path) -> None:
+    inputs = []
+    for name in "ab":
+        path = lora(tmp_path / name, ord(name), [Q], lora_bias=True)
+        file = path / "adapter_model.safetensors"
+        bias = np.full(12, ord(name), np.float32)
+        save_file(
+            {**load_file(file), f"base_model.model.{Q}.lora_B.bias": bias}, file, {"format": "pt"}
+        )
+        inputs.append(given(path))
+    for name in ("slerp", "nuslerp", "sce", "ties"):
+        with pytest.raises(NotMergeable, match=f"{name} does not say what becomes of the biases"):
+            composed(inputs, method=name)
+    adapter, _ = composed(inputs, method="ties", parameters={"normalize": False, "lambda": 0.5})
+    (part,) = [
+        p for p in method("lora").implementation.meaning(adapter) if isinstance(p, BiasDelta)
+    ]
+    assert np.allclose(part.scale * part.value.read(), 0.5 * 2 * (ord("a") + ord("b")))

@@ -11,7 +11,8 @@ import pytest
 from composing_building import SIZES, Q, V, composed, deltas, given, lora
 
 from adapterhub.composing.factored import Factors
-from adapterhub.composing.methods import Delta, Given, method
+from adapterhub.composing.methods import Delta, Given
+from adapterhub.composing.table import method
 from adapterhub.errors import InvalidOption
 
 Matrix = Any

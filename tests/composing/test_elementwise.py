@@ -11,10 +11,10 @@ import dense_oracles as oracles
 import numpy as np
 import pytest
 
-from adapterhub.composing import blocks, methods
+from adapterhub.composing import blocks, table
 from adapterhub.composing.methods import Given
 
-DENSE = [name for name, row in methods.TABLE.items() if row.file in ("elementwise", "spherical")]
+DENSE = [name for name, row in table.TABLE.items() if row.file in ("elementwise", "spherical")]
 BY_CHANCE = ("dare_linear", "dare_ties", "della")
 ONE = [[4, -1, 2], [0, -6, 3]]
 TWO = [[-1, 5, 2], [-3, 4, 1]]
@@ -23,7 +23,7 @@ TWO = [[-1, 5, 2], [-3, 4, 1]]
 def applied(
     name: str, deltas: Any, weights: Any = (1.0, 1.0), *, seed: int = 7, **settings: Any
 ) -> Any:
-    row = methods.method(name)
+    row = table.method(name)
     matrices = [np.array(delta, np.float32) for delta in deltas]
     given = Given(
         shape=matrices[0].shape,
@@ -193,13 +193,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("weights", [(0.7, 0.4, 1.1), (0.7, -0.3, 0.5)])
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_against_fp64(name: str, settings: Any, weights: tuple[float, ...]) -> None:
-    count = methods.method(name).inputs[1] or 3
+    count = table.method(name).inputs[1] or 3
     deltas = [random(seed) for seed in range(count)]
     found = applied(name, deltas, weights[:count], **settings)
     expected = getattr(oracles, name)(
         [delta.astype(np.float64) for delta in deltas],
         list(weights[:count]),
-        methods.method(name).settings(settings),
+        table.method(name).settings(settings),
         7,
     )
     assert np.linalg.norm(expected) > 0
@@ -267,7 +267,7 @@ def test_the_arc_runs_both_ways(name: str) -> None:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    known = {parameter.name for parameter in methods.method(name).parameters}
+    known = {parameter.name for parameter in table.method(name).parameters}
     wanted = {"density": 0.4, "select_topk": 0.4, "rescale": True, "nuslerp_flatten": False}
     return {key: value for key, value in wanted.items() if key in known}
 
@@ -351,7 +351,7 @@ def test_buffers_are_small(name: str) -> None:
     shape = (2048, 4096)
     dice = np.random.default_rng(1)
     deltas = [dice.standard_normal(shape, dtype=np.float32) for _ in range(2)]
-    row = methods.method(name)
+    row = table.method(name)
     given = Given(shape, row.settings(settings_of(name)), 3, 2, (0.7, 0.4), (0, 1))
     tracemalloc.start()
     try:
