@@ -20,7 +20,9 @@ from typing import Protocol
 
 import numpy as np
 
-from adapterhub.composing.factored import Factors, Matrix, Svd, svd
+from adapterhub.composing.factored import Factors, Matrix, Svd
+from adapterhub.composing.tall import inner as inner_of
+from adapterhub.composing.tall import product, svd
 
 # Singular values below this share of ‖b‖·‖a‖ are rounding in fp64 of what cancels out …
 _NOISE = 2.0**-42
@@ -62,8 +64,7 @@ class LowRankDelta:
         return float(np.sqrt(np.square(self.found.s).sum()))
 
     def rows(self, which: slice | Matrix) -> Matrix:
-        made: Matrix = self.factors.b[which] @ self.factors.a
-        return made
+        return product(self.factors.b[which], self.factors.a)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +123,8 @@ def meet(one: Delta, other: Delta) -> Meeting:
     """The two are of one shape."""
     if not (isinstance(one, LowRankDelta) and isinstance(other, LowRankDelta)):
         return Meeting(_by_blocks(one, other))
-    columns = one.found.u.T @ other.found.u
-    rows = one.found.vt @ other.found.vt.T
+    columns = inner_of(one.found.u, other.found.u)
+    rows = inner_of(one.found.vt.T, other.found.vt.T)
     inner = float(one.found.s @ (columns * rows) @ other.found.s)
     if not (one.rank and other.rank):
         return Meeting(inner)
