@@ -150,9 +150,7 @@ def of_module(one: Measured, count: int) -> ModuleComparison:
         shape=one.shape,
         matrices=one.matrices,
         norms=tuple(norms.get(number) for number in range(count)),
-        of_base=tuple(
-            _over(norms.get(number), one.weights.get(number)) for number in range(count)
-        ),
+        of_base=tuple(_over(norms.get(number), one.weights.get(number)) for number in range(count)),
         looked_at=_over(one.looked_at, one.elements) if one.signs else None,
         pairs=tuple(_met([one], pair, norms) for pair in one.meetings),
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adapterhub.composing.compare import DenseDelta, LowRankDelta, low_rank
 from adapterhub.composing.compare import Delta as Known
+from adapterhub.composing.compare import DenseDelta, LowRankDelta, low_rank
 from adapterhub.composing.factored import Factors, Matrix, stacked
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.sites import Term, read, sites

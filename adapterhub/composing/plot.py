@@ -10,6 +10,7 @@ import importlib.util
 import math
 import re
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,7 @@ _LAYER = re.compile(r"(?:(?P<stem>.*?)\.)?(?P<number>[0-9]{1,9})\.(?P<tail>.+)")
 def check(path: Path) -> None:
     """Before any work. Raises InvalidOption, OutputError, MissingExtra."""
     if path.suffix.lower() not in _FORMATS:
-        raise InvalidOption(
-            f"{path} is no kind of picture", remedy=f"one of {', '.join(_FORMATS)}"
-        )
+        raise InvalidOption(f"{path} is no kind of picture", remedy=f"one of {', '.join(_FORMATS)}")
     if not path.parent.is_dir() or path.is_dir():
         raise OutputError(f"{path} cannot be written", remedy="name a file in a directory")
     if importlib.util.find_spec("matplotlib") is None:
@@ -60,7 +59,8 @@ def write(found: Comparison, path: Path) -> None:
     }
     suffix = path.suffix.lower()
     partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}{suffix}")
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands in its place
         figure = draw(found)
         try:
             figure.savefig(partial, dpi=150, metadata=dict(_FORMATS[suffix]))
@@ -162,11 +162,13 @@ def _draw_modules(figure: Figure, axes: Axes, found: Grid, *, several: bool) -> 
     flat = [abs(value) for row in found.values for value in row if value is not None]
     limit = next((each for each in _LIMITS if max(flat, default=0.0) <= each), 1.0)
     image = _image(axes, found.values, limit, square=False)
-    axes.set_xticks(range(len(found.columns)), found.columns, rotation=45, ha="right")
+    columns = [_plain(column) for column in found.columns]
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
     axes.xaxis.set_tick_params(rotation_mode="anchor")
     step = max(1, math.ceil(len(found.rows) / 60))
-    axes.set_yticks(range(0, len(found.rows), step), found.rows[::step])
-    axes.set_ylabel("layer")
+    layers = [_plain(row) for row in found.rows[::step]]
+    axes.set_yticks(range(0, len(found.rows), step), layers)
+    axes.set_ylabel("layer" if layers != ["–"] else "")
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.ax.tick_params(labelsize=8)
     if any(value is None for row in found.values for value in row):
@@ -178,8 +180,7 @@ def _draw_adapters(figure: Figure, axes: Axes, found: Comparison) -> None:
     names = [_named(n, each.name) for n, each in enumerate(found.adapters)]
     values = found.cosine
     image = _image(axes, values, 1.0, square=True)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.xaxis.set_tick_params(rotation_mode="anchor")
+    axes.set_xticks(range(len(names)), [str(number + 1) for number in range(len(names))])
     axes.set_yticks(range(len(names)), names)
     for i, row in enumerate(values):
         for j, value in enumerate(row):
@@ -215,7 +216,11 @@ def _image(
 
 
 def _named(number: int, name: str) -> str:
-    """A ref without its digest, or the end of a path, without what matplotlib takes for a formula."""
+    """A ref without its digest, or the end of a path."""
     name = name.rpartition("@sha256:")[0] or name.rstrip("/").rpartition("/")[2] or name
-    name = "".join(c if c.isprintable() else " " for c in name).replace("$", r"\$")
-    return f"{number + 1} {name if len(name) <= _LABEL else '…' + name[1 - _LABEL :]}"
+    return f"{number + 1} {_plain(name if len(name) <= _LABEL else '…' + name[1 - _LABEL :])}"
+
+
+def _plain(text: str) -> str:
+    """Without what does not print, nor what matplotlib takes for a formula."""
+    return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
