@@ -16,7 +16,6 @@ from adapterhub.composing.inputs import Input
 from adapterhub.composing.sites import Term, read, sites
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import BiasDelta, Delta, Meaning
-from adapterhub.tensorfile import shown
 
 _NUMBER = re.compile("[0-9]{1,9}")
 
@@ -137,8 +136,11 @@ def _different(inputs: Sequence[Input], made: Sequence[Place]) -> Iterator[str]:
         by_name.setdefault(place.name, []).append(place)
     for name, alike in by_name.items():
         if len(alike) > 1:
-            said = [f"{p.form} in {inputs[a.number].name}" for p in alike for a in p.additions]
-            yield f"{shown(name)}: {', '.join(said)}"
+            said = [
+                f"{place.form} in {', '.join(inputs[a.number].name for a in place.additions)}"
+                for place in alike
+            ]
+            yield f"{name}: {'; '.join(said)}"
 
 
 def _additions(number: int, source: Input, meaning: Meaning) -> dict[str, Addition]:
@@ -166,6 +168,6 @@ def _check(known: Addition, form: Form) -> None:
     """Raises NotMergeable where an adapter contradicts itself."""
     if known.form.shape != form.shape or known.form.experts:
         raise NotMergeable(
-            f"{shown(known.module)} is changed twice, as {known.form} and as {form}",
+            f"{known.module} is changed twice, as {known.form} and as {form}",
             remedy="the adapter is damaged; get it anew",
         )
