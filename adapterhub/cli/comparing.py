@@ -14,8 +14,8 @@ from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
 from adapterhub.cli.output import json_option, plural, progress
 
 if TYPE_CHECKING:
-    from adapterhub.composing.compare import Overlap
     from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
+    from adapterhub.composing.figures import Overlap
 
 WIDE = 10  # adapters; a matrix of more is too wide to read
 FEW = 10  # modules and pairs that are shown unless all are asked for

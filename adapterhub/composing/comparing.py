@@ -12,8 +12,8 @@ from adapterhub.base import Base
 from adapterhub.composing import comparison
 from adapterhub.composing import plot as picture
 from adapterhub.composing.beside import Weights
-from adapterhub.composing.compare import Delta, Meeting, Signs, meet, sampled, signs
 from adapterhub.composing.comparison import Bases, Compared, Comparison, Measured, Pair
+from adapterhub.composing.figures import Delta, Meeting, Signs, meet, sampled, signs
 from adapterhub.composing.inputs import Input, compared_bases, input_of
 from adapterhub.composing.meeting import Place, places
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adapterhub.composing.compare import Delta as Known
-from adapterhub.composing.compare import DenseDelta, LowRankDelta, low_rank
 from adapterhub.composing.factored import Factors, Matrix, stacked
+from adapterhub.composing.figures import Delta as Known
+from adapterhub.composing.figures import DenseDelta, low_rank
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.sites import Term, read, sites
 from adapterhub.errors import NotMergeable
@@ -57,17 +57,7 @@ class Addition:
                 _scaled(next(reader), term.part.scale)
                 for term, reader in zip(self.terms, readers, strict=True)
             ]
-            yield self._low_rank(stacked(parts))
-
-    def _low_rank(self, factors: Factors) -> LowRankDelta:
-        if np.isfinite(factors.b).all():
-            with np.errstate(over="ignore", invalid="ignore"):
-                delta = low_rank(factors)
-            if math.isfinite(delta.norm):
-                return delta
-        raise NotMergeable(
-            f"{self.module} has a delta beyond fp64", remedy="correct lora_alpha in its config"
-        )
+            yield low_rank(stacked(parts))
 
     def _dense(self) -> DenseDelta:
         if len(self.whole) == 1 and not self.terms:
@@ -92,8 +82,7 @@ class Addition:
 
 def _scaled(factors: Factors, scale: float) -> Factors:
     both = factors.double()
-    with np.errstate(over="ignore", invalid="ignore"):
-        return Factors(scale * both.b, both.a)
+    return Factors(scale * both.b, both.a)
 
 
 @dataclass(frozen=True)

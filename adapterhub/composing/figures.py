@@ -89,7 +89,7 @@ class DenseDelta:
 def low_rank(factors: Factors) -> LowRankDelta:
     both = factors.double()
     found = svd(both)
-    noise = _NOISE * np.linalg.norm(both.b) * np.linalg.norm(both.a)
+    noise = _NOISE * np.sqrt(np.square(both.b).sum() * np.square(both.a).sum())
     kept = found.first(int(np.count_nonzero(found.s > noise)))
     strong = kept.s > _ROUNDING * kept.s[:1]
     return LowRankDelta(both, kept, int(np.count_nonzero(strong)))

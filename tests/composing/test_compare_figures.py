@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from adapterhub.composing import tall
-from adapterhub.composing.compare import (
+from adapterhub.composing.factored import Factors
+from adapterhub.composing.figures import (
     DenseDelta,
     Overlap,
     cosine,
@@ -17,7 +18,6 @@ from adapterhub.composing.compare import (
     sampled,
     signs,
 )
-from adapterhub.composing.factored import Factors
 
 SHAPES = [(7, 5), (5, 7), (40, 300), (1200, 9), (1, 1)]
 
