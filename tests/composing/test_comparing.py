@@ -124,6 +124,43 @@ def test_what_is_not_compared_is_listed(tmp_path: Path) -> None:
     assert found.adapters[1].left_out == ()
 
 
+def experts(path: Path, seed: int, count: int = 3, rank: int = 2) -> Path:
+    dice = np.random.default_rng(seed)
+    start = "base_model.model.model.layers.0.mlp.experts.lora_"
+    tensors = {
+        f"{start}A.weight": dice.standard_normal((rank * count, 5)).astype(np.float32),
+        f"{start}B.weight": dice.standard_normal((7, rank * count)).astype(np.float32),
+    }
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "peft_version": "0.21.2"}
+    config |= {"target_parameters": ["mlp.experts.down_proj"], "target_modules": []}
+    path.mkdir()
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
+    return path
+
+
+def expert_deltas(path: Path, count: int = 3) -> Any:
+    a, b = load_file(path / "adapter_model.safetensors").values()
+    a, b = a.astype(np.float64).reshape(count, -1, 5), b.astype(np.float64).reshape(7, -1, count)
+    return np.einsum("ore,eri->eoi", b, a)
+
+
+def test_experts_are_matrices_of_their_own(tmp_path: Path) -> None:
+    paths = [experts(tmp_path / "a", 1), experts(tmp_path / "b", 2)]
+    (one,) = (found := look(*map(given, paths))).modules
+    assert (one.module, one.matrices) == ("model.layers.0.mlp.experts.down_proj", 3)
+    x, y = (expert_deltas(path) for path in paths)
+    assert found.adapters[0].norm == pytest.approx(np.linalg.norm(x))
+    assert found.pairs[0].cosine == pytest.approx(cosine(x.ravel(), y.ravel()))
+    assert one.pairs[0].sign_conflicts == pytest.approx(np.mean(x * y < 0))
+    overlaps = []
+    for each in zip(x, y, strict=True):
+        u, v = (np.linalg.svd(delta)[0][:, :2] for delta in each)
+        overlaps.append(np.linalg.norm(u.T @ v) ** 2 / 2)
+    assert one.pairs[0].columns is not None
+    assert one.pairs[0].columns.mean == pytest.approx(np.mean(overlaps))
+
+
 # --- other methods ----------------------------------------------------------------------------
 
 
