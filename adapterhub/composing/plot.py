@@ -139,12 +139,15 @@ def _short(tail: str, tails: Sequence[str]) -> str:
 def draw(found: Comparison) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     modules, count = grid(found), len(found.adapters)
     left = max(3.2, 0.5 * len(modules.columns) + 1.2)
     right = max(3.2, 0.75 * count + 1.8)
     height = min(16.0, max(4.0, 0.22 * len(modules.rows) + 1.9, 0.6 * count + 2.4))
-    figure = Figure(figsize=(min(30.0, left + right + 1.0), height), layout="constrained")
+    width = min(30.0, left + right + 1.0)
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     one, other = figure.subplots(1, 2, width_ratios=(left, right))
     _draw_modules(figure, one, modules, several=count > 2)
@@ -153,8 +156,8 @@ def draw(found: Comparison) -> Figure:
 
 
 def _draw_modules(figure: Figure, axes: Axes, found: Grid, *, several: bool) -> None:
-    what = "mean cosine over the pairs" if several else "cosine"
-    axes.set_title(f"{what}, by layer and module", fontsize=10)
+    what = "\n(mean over the pairs)" if several else ""
+    axes.set_title(f"cosine by layer and module{what}", fontsize=10)
     if not found.rows:
         axes.text(0.5, 0.5, "no module in common", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
@@ -185,10 +188,11 @@ def _draw_adapters(figure: Figure, axes: Axes, found: Comparison) -> None:
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             colour = "white" if value is not None and abs(value) > 0.6 else "black"
-            text = "–" if value is None else f"{value:.2f}".replace("-", "−")
+            text = "–" if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
             size = 9 if len(names) <= 8 else 6
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=size)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6)
+    shrink = min(0.8, (0.75 * len(names) + 1.2) / figure.get_figheight())
+    bar = figure.colorbar(image, ax=axes, shrink=shrink)
     bar.ax.tick_params(labelsize=8)
 
 
