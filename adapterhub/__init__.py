@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from adapterhub.api import (
         attach,
+        compare,
         compose,
         inspect,
         load_model,
@@ -35,6 +36,7 @@ __all__ = [
     "Filters",
     "Registry",
     "attach",
+    "compare",
     "compose",
     "inspect",
     "load_model",

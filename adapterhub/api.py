@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import strictjson
-from adapterhub.composing import Composition, compose
+from adapterhub.composing import Comparison, Composition, compare, compose
 from adapterhub.errors import AdapterHubError, InvalidOption, NotFound
 from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
 from adapterhub.hub.client.pulling import Pulled, PullPlan, pull
@@ -242,6 +242,7 @@ def env() -> dict[str, Any]:
 
 __all__ = [
     "AdapterHubError",
+    "Comparison",
     "Composition",
     "Filters",
     "Inspection",
@@ -254,6 +255,7 @@ __all__ = [
     "Pushed",
     "Registry",
     "attach",
+    "compare",
     "compose",
     "env",
     "formats",

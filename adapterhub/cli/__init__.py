@@ -13,6 +13,7 @@ from adapterhub import __version__
 from adapterhub.cli import (
     adapters,
     bases,
+    comparing,
     composing,
     listing,
     merging,
@@ -70,7 +71,7 @@ def main() -> None:
 
 _ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
 _HUB = (pushing, pulling, serving, tokens)
-_MODULES = (names, upkeep, bases, merging, composing, *_HUB, tables)
+_MODULES = (names, upkeep, bases, merging, composing, comparing, *_HUB, tables)
 _REST = (module.COMMANDS for module in _MODULES)
 for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
     main.add_command(_command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from adapterhub.composing.comparing import compare
+from adapterhub.composing.comparison import Comparison
 from adapterhub.composing.inputs import Input, input_of
 from adapterhub.composing.plan import Options, Plan, plan
 from adapterhub.composing.result import Report, adapter_of, report, write, write_into
@@ -9,6 +11,7 @@ from adapterhub.composing.run import Composed, run
 from adapterhub.composing.verbs import Composition, compose
 
 __all__ = [
+    "Comparison",
     "Composed",
     "Composition",
     "Input",
@@ -16,6 +19,7 @@ __all__ = [
     "Plan",
     "Report",
     "adapter_of",
+    "compare",
     "compose",
     "input_of",
     "plan",

@@ -73,7 +73,7 @@ def check_bases(inputs: Sequence[Input], *, force: bool = False) -> list[str]:
     """
     wrong, unsure = [], set()
     for one, other in combinations(inputs, 2):
-        said, sure = _compared(one, other)
+        said, sure = compared_bases(one, other)
         if said:
             wrong.append(said)
         elif not sure:
@@ -88,7 +88,7 @@ def check_bases(inputs: Sequence[Input], *, force: bool = False) -> list[str]:
     return [*notes, *(f"forced: {said}" for said in wrong)]
 
 
-def _compared(one: Input, other: Input) -> tuple[str, bool]:
+def compared_bases(one: Input, other: Input) -> tuple[str, bool]:
     """What speaks against one base, or "", and whether digests say that it is one."""
     if one.base_root and other.base_root:
         if one.base_root == other.base_root:
