@@ -63,12 +63,25 @@ def _composed(plan: Plan, site: Site) -> Composed:
         given = Given(
             shape=site.shape,
             parameters=plan.parameters,
-            seed=_seed(plan.options.seed, site.name, number),
+            seed=seed_of(plan.options.seed, site.name, number),
             inputs=len(plan.inputs),
         )
         one, what = _made(plan, deltas, given)
         made.append(one)
         cuts.append(what)
+    return finished(site, made, cuts, lambda scale: _bias(plan, site, scale))
+
+
+def finished(
+    site: Site,
+    made: Sequence[Made],
+    cuts: Sequence[Cut | None],
+    bias: Callable[[float], Matrix | None] = lambda scale: None,
+) -> Composed:
+    """What a LoRA file holds of a site, from what was made of each of its matrices.
+
+    `bias` is given the scale. Raises NotMergeable for what is NaN or infinite.
+    """
     made = _alike(made)
     a, b = sites.spelled(site, [each.factors for each in made])
     _check_finite(site, a, b)
@@ -80,7 +93,7 @@ def _composed(plan: Plan, site: Site) -> Composed:
         rank=made[0].factors.rank,
         scale=scale,
         cut=_total(cuts),
-        bias=_bias(plan, site, scale),
+        bias=bias(scale),
     )
 
 
@@ -96,7 +109,7 @@ def _matrices(site: Site) -> Iterator[list[Delta]]:
 
 def _made(plan: Plan, deltas: list[Delta], given: Given) -> tuple[Made, Cut | None]:
     if not deltas:
-        return Made(_nothing(given.shape)), None
+        return Made(nothing(given.shape)), None
     rank, energy = plan.options.rank, plan.options.energy
     if plan.method.kind == "dense":
         ranks = sum(delta.factors.rank for delta in deltas)
@@ -118,7 +131,7 @@ def _dense(method: Method, deltas: Sequence[Delta], given: Given) -> Matrix:
     return made
 
 
-def _nothing(shape: tuple[int, int]) -> Factors:
+def nothing(shape: tuple[int, int]) -> Factors:
     """A delta of zeros, of rank 1: the least that a LoRA can have."""
     return Factors(np.zeros((shape[0], 1), np.float32), np.zeros((1, shape[1]), np.float32))
 
@@ -167,6 +180,7 @@ def _check_finite(site: Site, *values: Matrix) -> None:
         raise NotMergeable(f"{site.name} becomes infinite or NaN", remedy="give smaller weights")
 
 
-def _seed(seed: int, name: str, number: int) -> int:
+def seed_of(seed: int, name: str, number: int) -> int:
+    """128 bits for one matrix of one site, the same on every machine."""
     text = f"{seed}\0{name}\0{number}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
