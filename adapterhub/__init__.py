@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adapterhub.api import (
         attach,
         compose,
+        extract,
         inspect,
         load_model,
         merge,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         pull,
         push,
         push_all,
+        resize,
         verify_directory,
     )
     from adapterhub.errors import AdapterHubError
@@ -36,6 +38,7 @@ __all__ = [
     "Registry",
     "attach",
     "compose",
+    "extract",
     "inspect",
     "load_model",
     "merge",
@@ -45,6 +48,7 @@ __all__ = [
     "pull",
     "push",
     "push_all",
+    "resize",
     "verify_directory",
 ]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import strictjson
-from adapterhub.composing import Composition, compose
+from adapterhub.composing import Composition, Extracted, Resized, compose, extract, resize
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
 from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
 from adapterhub.hub.client.pulling import Pulled, PullPlan, pull
@@ -347,6 +347,7 @@ def env() -> dict[str, Any]:
 __all__ = [
     "AdapterHubError",
     "Composition",
+    "Extracted",
     "Filters",
     "Inspection",
     "MergePlan",
@@ -357,9 +358,11 @@ __all__ = [
     "PushResult",
     "Pushed",
     "Registry",
+    "Resized",
     "attach",
     "compose",
     "env",
+    "extract",
     "formats",
     "inspect",
     "load_model",
@@ -372,6 +375,7 @@ __all__ = [
     "pull",
     "push",
     "push_all",
+    "resize",
     "serve",
     "verify_directory",
 ]

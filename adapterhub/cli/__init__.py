@@ -20,6 +20,7 @@ from adapterhub.cli import (
     output,
     pulling,
     pushing,
+    resizing,
     serving,
     tables,
     tokens,
@@ -70,7 +71,7 @@ def main() -> None:
 
 _ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
 _HUB = (pushing, pulling, serving, tokens)
-_MODULES = (names, upkeep, bases, merging, composing, *_HUB, tables)
+_MODULES = (names, upkeep, bases, merging, composing, resizing, *_HUB, tables)
 _REST = (module.COMMANDS for module in _MODULES)
 for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
     main.add_command(_command)

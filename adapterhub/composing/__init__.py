@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from adapterhub.composing.extracting import Extracted, Extraction, extract
 from adapterhub.composing.inputs import Input, input_of
 from adapterhub.composing.plan import Options, Plan, plan
+from adapterhub.composing.resizing import Resized, resize
 from adapterhub.composing.result import Report, adapter_of, report, write, write_into
 from adapterhub.composing.run import Composed, run
 from adapterhub.composing.verbs import Composition, compose
@@ -11,15 +13,20 @@ from adapterhub.composing.verbs import Composition, compose
 __all__ = [
     "Composed",
     "Composition",
+    "Extracted",
+    "Extraction",
     "Input",
     "Options",
     "Plan",
     "Report",
+    "Resized",
     "adapter_of",
     "compose",
+    "extract",
     "input_of",
     "plan",
     "report",
+    "resize",
     "run",
     "write",
     "write_into",

@@ -18,6 +18,7 @@ from adapterhub.tensorfile import ArrayTensor, Tensor
 
 Progress = Callable[[int], None]
 _BINS = 1 << 16
+_CHUNK = 1 << 22
 
 
 def biases(
@@ -38,7 +39,7 @@ def biases(
             details=left.dropped,
             remedy="--rest drop leaves them out, and lists them",
         )
-    tensors = {place: t for place, t in kept.tensors.items()}
+    tensors = dict(kept.tensors)
     if not any(role == f"{REPLACE}bias" for _, role in tensors):
         raise NotSupported(
             "no bias differs between the two checkpoints",
@@ -109,44 +110,54 @@ def _deltas(pairs: Sequence[Pair], progress: Progress) -> Iterator[tuple[Pair, M
         progress(pair.new.nbytes + (pair.old.nbytes if pair.old else 0))
 
 
-def _bits(delta: Matrix) -> Matrix:
-    """Those of |Δ|, in the order of the values."""
-    return np.ascontiguousarray(delta).view(np.uint32) & np.uint32(0x7FFF_FFFF)
+def _chunks(delta: Matrix) -> Iterator[tuple[int, Matrix]]:
+    """The bits of |Δ|, in the order of the values, a part at a time, and where it begins."""
+    flat = np.ascontiguousarray(delta).view(np.uint32)
+    for start in range(0, len(flat), _CHUNK):
+        yield start, flat[start : start + _CHUNK] & np.uint32(0x7FFF_FFFF)
 
 
 def _threshold(pairs: Sequence[Pair], number: int) -> tuple[int, int]:
-    """The bits of the `number`th largest |Δ|, and how many that are equal to it are taken."""
+    """The bits of the `number`th largest |Δ|, and how many that are equal to it are taken.
+
+    (0, 0) where fewer changed: all that did are above it.
+    """
+    counts = _counted(pairs, lambda bits: bits[bits != 0] >> np.uint32(16))
+    if number >= counts.sum():
+        return 0, 0
+    high, left = _bin(counts, number)
+    lows = _counted(
+        pairs, lambda bits: bits[(bits >> np.uint32(16) == high) & (bits != 0)] & np.uint32(0xFFFF)
+    )
+    low, left = _bin(lows, left)
+    return high << 16 | low, left
+
+
+def _counted(pairs: Sequence[Pair], digits: Callable[[Matrix], Matrix]) -> Matrix:
     counts = np.zeros(_BINS, np.int64)
     for _, delta in _deltas(pairs, lambda amount: None):
-        counts += np.bincount(_bits(delta) >> np.uint32(16), minlength=_BINS)
-    counts[0] = 0 if counts[1:].sum() >= number else counts[0]
-    high, left = _bin(counts, number)
-    lows = np.zeros(_BINS, np.int64)
-    for _, delta in _deltas(pairs, lambda amount: None):
-        bits = _bits(delta)
-        mine = bits[bits >> np.uint32(16) == high] & np.uint32(0xFFFF)
-        lows += np.bincount(mine, minlength=_BINS)
-    if high == 0:
-        lows[0] = 0  # what did not change is never taken
-    low, left = _bin(lows, left)
-    return max(1, high << 16 | low), left
+        for _, bits in _chunks(delta):
+            counts += np.bincount(digits(bits), minlength=_BINS)
+    return counts
 
 
 def _bin(counts: Matrix, number: int) -> tuple[int, int]:
     """Where the `number`th from above lies, and how many of that bin belong to it."""
     above = np.cumsum(counts[::-1])
-    if number > above[-1]:
-        return 0, int(counts[0])
     place = int(np.searchsorted(above, number))
     before = int(above[place - 1]) if place else 0
     return len(counts) - 1 - place, number - before
 
 
 def _largest(delta: Matrix, least: int, equal: int) -> tuple[Matrix, Matrix, int]:
-    """Places and values above the threshold, and the first `equal` at it."""
-    bits = _bits(delta)
-    taken = bits > np.uint32(least)
-    ties = np.flatnonzero(bits == np.uint32(least))[:equal]
-    taken[ties] = True
-    places = np.flatnonzero(taken).astype(np.int64)
-    return places, delta[places], equal - len(ties)
+    """Places and values above the threshold and the first `equal` at it; how many remain."""
+    found = []
+    for start, bits in _chunks(delta):
+        taken = bits > np.uint32(least)
+        if equal:
+            ties = np.flatnonzero(bits == np.uint32(least))[:equal]
+            taken[ties] = True
+            equal -= len(ties)
+        found.append(np.flatnonzero(taken).astype(np.int64) + start)
+    places = np.concatenate(found)
+    return places, delta[places], equal
