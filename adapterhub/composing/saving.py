@@ -12,7 +12,7 @@ from adapterhub.composing.checkpoints import Checkpoints, Pair
 from adapterhub.errors import NotMergeable
 from adapterhub.formats.peft import TASKS, labels_of
 from adapterhub.registry.fit import LABELLED
-from adapterhub.tensorfile import Tensor, shown
+from adapterhub.tensorfile import Tensor
 
 SAVE, REFUSE, DROP = "save", "refuse", "drop"
 REST = (SAVE, REFUSE, DROP)
@@ -98,7 +98,7 @@ def _can_be_saved(pair: Pair) -> bool:
 
 def _said(pair: Pair) -> str:
     what = "one of several experts in one parameter" if pair.expert else pair.kind or "unknown"
-    return f"{shown(pair.name)} {list(pair.new.shape)} ({what})"
+    return f"{pair.name} {list(pair.new.shape)} ({what})"
 
 
 def _with_neighbours(changed: Sequence[Pair], pairs: Sequence[Pair]) -> list[Pair]:
@@ -128,6 +128,7 @@ def saved_fields(saved: Iterable[tuple[str, str]]) -> dict[str, Any]:
 def head_of(both: Checkpoints, rest: Rest) -> tuple[str | None, tuple[str, ...]]:
     """Task and labels of the fine-tuned model; those of a head only where the head is saved."""
     task = both.known.task if both.known else None
+    said = task if task in TASKS else None  # PEFT has no word for images
     if task in LABELLED:
-        return (task, labels_of(both.tuned.config)) if rest.heads else (None, ())
-    return task if task in TASKS else None, ()
+        return (said, labels_of(both.tuned.config)) if rest.heads else (None, ())
+    return said, ()
