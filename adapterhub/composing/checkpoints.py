@@ -31,6 +31,7 @@ class Pair:
 
     `module`: as a model of its class has it in memory. `kind`: what the catalogue says of it.
     `head`: it is none of the bare model's. `expert`: one of several in one parameter in memory.
+    `shared`: the files have it under another name, as another pair.
     """
 
     module: str
@@ -38,6 +39,7 @@ class Pair:
     kind: str | None
     head: bool
     expert: bool
+    shared: bool
     new: FileTensor
     old: FileTensor | None
 
@@ -227,6 +229,7 @@ class Checkpoints:
             kind=known.kind if known else None,
             head=bool(self.known and self.known.is_head(path)),
             expert=self._is_expert(saved),
+            shared=stored in self.tuned.borrowed,
             new=new,
             old=old,
         )

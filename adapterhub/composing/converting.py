@@ -115,7 +115,7 @@ def _refuse(source: Input, meaning: Meaning) -> None:
         raise NotMergeable(
             f"{source.name} is {source.adapter.method}, which does not add to the weights of "
             f"{len(odd)} modules: no LoRA is the same for every base",
-            details=[shown(module) for module in odd[:_MOST]],
+            details=odd[:_MOST],
             remedy="merge it into its base, and make a LoRA of that: adapterhub extract",
         )
     dora = sorted({p.module for p in meaning if isinstance(p, LowRank) and p.magnitude})
@@ -123,7 +123,7 @@ def _refuse(source: Input, meaning: Meaning) -> None:
         raise NotMergeable(
             f"{source.name} is a DoRA: its magnitudes hang on the base's weights, and it cannot "
             "be truncated by itself",
-            details=[shown(module) for module in dora[:_MOST]],
+            details=dora[:_MOST],
             remedy="merge it into its base, and make a LoRA of that: adapterhub extract",
         )
 
@@ -185,14 +185,16 @@ def _with_biases(found: list[Addition], biases: Mapping[str, BiasDelta]) -> Iter
 
 
 def _factored(adapter: Adapter, part: Part) -> Part:
-    """A LowRank in the place of a dense change that is a product of few factors."""
+    """In the place of a dense change that is a product of few factors, those; as LoRA has them."""
+    if isinstance(part, LowRank) and adapter.method != "lora":
+        return replace(part, roles=_ROLES)
     if not isinstance(part, Delta) or adapter.method not in ("loha", "lokr"):
         return part
     roles = {role: adapter.modules[part.module][role] for role in part.roles}
     pair = _loha(roles) if adapter.method == "loha" else _lokr(roles)
     if pair is None or pair[0].shape[0] > min(pair[0].shape[1], pair[1].shape[0]):
         return part
-    return LowRank(part.module, *pair, part.scale, "linear", part.roles)
+    return LowRank(part.module, *pair, part.scale, "linear", _ROLES)
 
 
 def _loha(roles: Roles) -> tuple[Tensor, Tensor] | None:

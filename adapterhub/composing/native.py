@@ -74,9 +74,10 @@ def sparse(
     rest. The threshold is exact: found by counting the bits of |Δ| in two passes, 16 at a time;
     among equals the first in the order of the files count.
     """
-    own = [p for p in both.pairs if p.old and p.parameter in PARAMETERS and not p.expert]
+    pairs = [pair for pair in both.pairs if not pair.shared]
+    own = [pair for pair in pairs if pair.old and pair.parameter in PARAMETERS and not pair.expert]
     names = {pair.name for pair in own}
-    rest = settle_rest([p for p in both.pairs if p.name not in names], wanted, progress)
+    rest = settle_rest([pair for pair in pairs if pair.name not in names], wanted, progress)
     number = math.ceil(share * sum(math.prod(pair.shape) for pair in own))
     least, equal = _threshold(own, number)
     modules: dict[str, dict[str, Tensor]] = _modules(dict(rest.tensors))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from composing_building import Q, V, assert_close, deltas, lora
-from extracting_building import GPT2, LLAMA, Kind, config_of, model, peft_of
+from extracting_building import GPT2, LLAMA, QWEN, Kind, config_of, model, peft_of
 from safetensors.numpy import load_file
 
 import adapterhub as ah
@@ -20,6 +20,8 @@ from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import Delta, LowRank, method
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.shaped import settled
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +171,6 @@ def dense(path: Path, base: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
     ("config", "fields", "kind", "rank"), [row[1:] for row in METHODS], ids=[r[0] for r in METHODS]
 )
@@ -190,12 +191,13 @@ def test_what_adds_becomes_a_lora(
         assert torch.allclose(peft_of(model(kind), out)(tokens).logits, wanted, atol=1e-4)
     small = ah.resize(adapter, rank=1, base=tmp_path / "base", out=tmp_path / "small")
     assert {one.rank for one in small.modules} == {1}
-    firsts = {module: best(delta, 1) for module, delta in expected.items()}
-    assert_close(deltas(opened(tmp_path / "small")), firsts, 1e-4)
-    for one in small.modules:
+    found = deltas(opened(tmp_path / "small"))
+    for one in small.modules:  # equal singular values leave more than one best
         delta = expected[one.module]
-        lost = np.linalg.norm(delta - firsts[one.module]) / np.linalg.norm(delta)
+        lost = np.linalg.norm(delta - best(delta, 1)) / np.linalg.norm(delta)
         assert one.error == pytest.approx(lost, abs=1e-5)
+        away = np.linalg.norm(delta - found[one.module]) / np.linalg.norm(delta)
+        assert away == pytest.approx(lost, abs=1e-5)
 
 
 def test_loha_needs_no_base_and_has_rank_squared(tmp_path: Path) -> None:
@@ -206,18 +208,17 @@ def test_loha_needs_no_base_and_has_rank_squared(tmp_path: Path) -> None:
     assert_close(deltas(opened(tmp_path / "out")), dense(tmp_path / "adapter", tmp_path / "base"))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_biases_become_those_of_lora_b(tmp_path: Path) -> None:
     import torch
 
-    fields = {"target_modules": ["c_attn"]}
-    live = trained(tmp_path, "BeftConfig", fields, GPT2)
+    fields = {"target_modules": ["q_proj", "v_proj"]}
+    live = trained(tmp_path, "BeftConfig", fields, QWEN)
     with pytest.raises(NotSupported, match="only its bias changes"):
         ah.resize(tmp_path / "adapter", rank=4, out=tmp_path / "out")
     ah.resize(tmp_path / "adapter", rank=4, base=tmp_path / "base", out=tmp_path / "out")
     tokens = torch.tensor([[1, 5, 7, 2]])
     with torch.no_grad():
-        found = peft_of(model(GPT2), tmp_path / "out")(tokens).logits
+        found = peft_of(model(QWEN), tmp_path / "out")(tokens).logits
         assert torch.allclose(found, live(tokens).logits, atol=1e-5)
 
 
