@@ -6,6 +6,7 @@ factor. Both checkpoints are read by blocks, and the deltas of a few modules are
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +16,9 @@ from typing import Any
 
 from adapterhub.adapter import Adapter, BaseClaim
 from adapterhub.base import Base
+from adapterhub.composing.blas import one_thread
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.checkpoints import Checkpoints, Pair, checkpoints
-from adapterhub.composing.factored import Matrix
 from adapterhub.composing.methods import Made
 from adapterhub.composing.native import biases, sparse
 from adapterhub.composing.result import ModuleReport, total_error
@@ -41,10 +42,10 @@ from adapterhub.registry import Registry, manifests
 from adapterhub.registry.bases import short_name
 from adapterhub.registry.hubcache import repository
 from adapterhub.registry.opening import opened
+from adapterhub.tensorfile import usable_cores
 
 Progress = Callable[[int], None]
-READERS = 2
-AHEAD_BYTES = 256 << 20  # of deltas that wait to be truncated
+HELD_BYTES = 512 << 20  # of deltas at a time, where one does not need more
 
 
 @dataclass(frozen=True)
@@ -252,36 +253,24 @@ def _refuse_unused(patterns: Sequence[str], pairs: Sequence[Pair]) -> None:
 def _composed(
     targets: Sequence[Pair], options: Extraction, progress: Progress
 ) -> Iterator[Composed]:
-    """What changed of each target; the next deltas are read while one is truncated."""
-    with ThreadPoolExecutor(READERS, "extract") as pool:
-        for pair, delta in _ahead(pool, targets):
-            if delta is not None:
-                yield _truncated(pair, delta, options)
+    """What changed of each target, a core for each; their deltas have HELD_BYTES together."""
+    waiting: deque[tuple[Pair, Future[Composed | None]]] = deque()
+    rest, held = deque(targets), 0
+    with one_thread(), ThreadPoolExecutor(usable_cores(), "extract") as pool:
+        while rest or waiting:
+            while rest and (not waiting or held + _held(rest[0]) <= HELD_BYTES):
+                pair = rest.popleft()
+                waiting.append((pair, pool.submit(_truncated, pair, options)))
+                held += _held(pair)
+            pair, future = waiting.popleft()
+            if (done := future.result()) is not None:
+                yield done
+            held -= _held(pair)
             progress(_bytes(pair))
-            del delta
-
-
-def _ahead(pool: ThreadPoolExecutor, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Matrix | None]]:
-    """Each with its delta, in order; those read ahead have AHEAD_BYTES together, or are one."""
-    waiting: deque[tuple[Pair, Future[Matrix | None]]] = deque()
-    rest = deque(pairs)
-    held = 0
-    while rest or waiting:
-        while rest and (not waiting or held + _held(rest[0]) <= AHEAD_BYTES):
-            pair = rest.popleft()
-            waiting.append((pair, pool.submit(pair.delta)))
-            held += _held(pair)
-        pair, future = waiting.popleft()
-        held -= _held(pair)
-        yield pair, future.result()
-        del future
 
 
 def _held(pair: Pair) -> int:
-    size = 4
-    for side in pair.new.shape:
-        size *= side
-    return size
+    return 4 * math.prod(pair.new.shape)
 
 
 def _bytes(pair: Pair) -> int:
@@ -289,8 +278,11 @@ def _bytes(pair: Pair) -> int:
 
 
 @default_float_mode()
-def _truncated(pair: Pair, delta: Matrix, options: Extraction) -> Composed:
-    site = _site(pair)
+def _truncated(pair: Pair, options: Extraction) -> Composed | None:
+    """None where nothing changed."""
+    site, delta = _site(pair), pair.delta()
+    if delta is None:
+        return None
     turned = delta.T if pair.transposed or site.layout == "embedding" else delta
     matrix = turned.reshape(site.shape)
     found, cut = truncated(matrix, options.rank, options.energy, seed_of(0, site.name, 0))
@@ -302,11 +294,8 @@ def _site(pair: Pair) -> Site:
     if pair.kind == "Embedding":
         roles = ("lora_embedding_A", "lora_embedding_B")
         return Site(pair.module, None, "embedding", (shape[1], shape[0]), (), 0, roles, ())
-    width = 1
-    for side in shape[1:]:
-        width *= side
-    roles = ("lora_A", "lora_B")
-    return Site(pair.module, None, "linear", (shape[0], width), shape[2:], 0, roles, ())
+    sides, roles = (shape[0], math.prod(shape[1:])), ("lora_A", "lora_B")
+    return Site(pair.module, None, "linear", sides, shape[2:], 0, roles, ())
 
 
 def _targets(done: Sequence[Composed], pairs: Sequence[Pair]) -> list[str]:

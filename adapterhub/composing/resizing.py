@@ -19,6 +19,7 @@ import numpy as np
 from adapterhub.adapter import BaseClaim
 from adapterhub.base import Base
 from adapterhub.composing import sites
+from adapterhub.composing.blas import one_thread
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.converting import Addition, Additive, additive
 from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, rank_for, svd
@@ -149,7 +150,7 @@ def run(found: Additive, sizing: Sizing, progress: Progress | None = None) -> li
             "this adapter adds nothing to the weight of a module, so that there is no LoRA of it"
         )
     has_bias = any(each.bias for each in found.additions)
-    with ThreadPoolExecutor(usable_cores(), "resize") as pool:
+    with one_thread(), ThreadPoolExecutor(usable_cores(), "resize") as pool:
         if sizing.uniform:
             known = list(_told(pool.map(_decomposed, found.additions), progress))
             rank = uniform_rank([m for each in known for m in each.matrices], sizing)
