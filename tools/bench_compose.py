@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapterhub.base import Base, open_base
+from adapterhub.composing.blas import one_thread
 from adapterhub.tensorfile import ArrayTensor, read_header, usable_cores, write_file
 
 SPECTRA: dict[str, Callable[[int], Any]] = {
@@ -130,7 +131,10 @@ def ratio(base: Base, tuned: Base, out: Path, module: str, rank: int) -> float:
     delta = tuned.tensors[name].read().astype(np.float64) - base.tensors[name].read()
     lora = read_header(out / "adapter_model.safetensors").tensors
     b, a = (lora[f"base_model.model.{module}.lora_{x}.weight"].read() for x in "BA")
-    squares = np.linalg.eigvalsh(delta @ delta.T if len(delta) < len(delta.T) else delta.T @ delta)
+    with one_thread():
+        squares = np.linalg.eigvalsh(
+            delta @ delta.T if len(delta) < len(delta.T) else delta.T @ delta
+        )
     best = np.sqrt(np.sum(np.sort(squares)[:-rank]))
     return float(np.linalg.norm(delta - b.astype(np.float64) @ a) / best)
 

@@ -68,7 +68,7 @@ def test_a_convolution_keeps_its_kernel(tmp_path: Path) -> None:
 
 
 def test_what_is_held_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, out, into, count = tmp_path / "base", 512, 1024, 40
+    base, out, into, count = tmp_path / "base", 1024, 1024, 24
     base.mkdir()
     dice = np.random.default_rng(1)
     names = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(count)]
@@ -95,7 +95,7 @@ def test_what_is_held_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 8 * one  # two deltas, blocks of both files, the factors
+    assert peak < 12 * one  # two deltas, and for each some blocks of both files and of squares
 
 
 def test_sparse_and_biases_can_be_made_loras(tmp_path: Path) -> None:
