@@ -7,16 +7,13 @@ factor. Both checkpoints are read by blocks, and the deltas of a few modules are
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.adapter import Adapter, BaseClaim
+from adapterhub.adapter import BaseClaim
 from adapterhub.base import Base
-from adapterhub.composing.blas import one_thread
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.checkpoints import Checkpoints, Pair, checkpoints
 from adapterhub.composing.methods import Made
@@ -26,6 +23,7 @@ from adapterhub.composing.run import Composed, finished, seed_of
 from adapterhub.composing.saving import (
     REST,
     SAVE,
+    Found,
     Wanted,
     head_of,
     is_target,
@@ -35,6 +33,7 @@ from adapterhub.composing.saving import (
 from adapterhub.composing.sites import Site
 from adapterhub.composing.sizing import Sizing
 from adapterhub.composing.sketch import truncated
+from adapterhub.composing.window import in_order
 from adapterhub.composing.writing import Artefact, check_target, deliver
 from adapterhub.errors import BaseMismatch, InvalidOption, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode
@@ -42,10 +41,8 @@ from adapterhub.registry import Registry, manifests
 from adapterhub.registry.bases import short_name
 from adapterhub.registry.hubcache import repository
 from adapterhub.registry.opening import opened
-from adapterhub.tensorfile import usable_cores
 
 Progress = Callable[[int], None]
-HELD_BYTES = 512 << 20  # of deltas at a time, where one does not need more
 
 
 @dataclass(frozen=True)
@@ -108,17 +105,6 @@ class Extracted:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Found:
-    """An adapter, and what became of every tensor."""
-
-    adapter: Adapter
-    composed: Sequence[Composed] = ()
-    saved: Sequence[str] = ()
-    dropped: Sequence[str] = ()
-    changed: int = field(default=0)
 
 
 def extract(
@@ -202,9 +188,9 @@ def _check(both: Checkpoints) -> None:
 def _found(both: Checkpoints, options: Extraction, progress: Progress) -> Found:
     claim = _claim(both.base)
     if options.biases_only:
-        return Found(**biases(both, options.wanted, claim, progress))
+        return biases(both, options.wanted, claim, progress)
     if options.sparse is not None:
-        return Found(**sparse(both, options.sparse, options.wanted, claim, progress))
+        return sparse(both, options.sparse, options.wanted, claim, progress)
     return _lora(both, options, claim, progress)
 
 
@@ -238,7 +224,7 @@ def _lora(both: Checkpoints, options: Extraction, claim: BaseClaim, progress: Pr
             labels=labels,
         )
     )
-    return Found(adapter, done, rest.saved, rest.dropped, len(done) + rest.changed)
+    return Found(adapter, rest.saved, rest.dropped, len(done) + rest.changed, tuple(done))
 
 
 def _refuse_unused(patterns: Sequence[str], pairs: Sequence[Pair]) -> None:
@@ -253,20 +239,11 @@ def _refuse_unused(patterns: Sequence[str], pairs: Sequence[Pair]) -> None:
 def _composed(
     targets: Sequence[Pair], options: Extraction, progress: Progress
 ) -> Iterator[Composed]:
-    """What changed of each target, a core for each; their deltas have HELD_BYTES together."""
-    waiting: deque[tuple[Pair, Future[Composed | None]]] = deque()
-    rest, held = deque(targets), 0
-    with one_thread(), ThreadPoolExecutor(usable_cores(), "extract") as pool:
-        while rest or waiting:
-            while rest and (not waiting or held + _held(rest[0]) <= HELD_BYTES):
-                pair = rest.popleft()
-                waiting.append((pair, pool.submit(_truncated, pair, options)))
-                held += _held(pair)
-            pair, future = waiting.popleft()
-            if (done := future.result()) is not None:
-                yield done
-            held -= _held(pair)
-            progress(_bytes(pair))
+    """What changed of each target."""
+    for pair, done in in_order(targets, lambda pair: _truncated(pair, options), _held):
+        if done is not None:
+            yield done
+        progress(_bytes(pair))
 
 
 def _held(pair: Pair) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from adapterhub.adapter import REPLACE, Adapter, BaseClaim
 from adapterhub.composing.checkpoints import Checkpoints, Pair
 from adapterhub.composing.factored import Matrix
-from adapterhub.composing.saving import DROP, Wanted, head_of, settle_rest
+from adapterhub.composing.saving import DROP, Found, Wanted, head_of, settle_rest
 from adapterhub.errors import NotMergeable, NotSupported
 from adapterhub.methods.shapes import PARAMETERS
 from adapterhub.tensorfile import ArrayTensor, Tensor
@@ -21,9 +20,7 @@ _BINS = 1 << 16
 _CHUNK = 1 << 22
 
 
-def biases(
-    both: Checkpoints, wanted: Wanted, claim: BaseClaim, progress: Progress
-) -> dict[str, Any]:
+def biases(both: Checkpoints, wanted: Wanted, claim: BaseClaim, progress: Progress) -> Found:
     """BitFit: every bias that changed, whole, and a head that is new or changed.
 
     Raises NotMergeable for other changes, unless the rest is dropped; NotSupported for none.
@@ -47,12 +44,12 @@ def biases(
         )
     task, labels = head_of(both, kept)
     modules = _modules(tensors)
-    return {
-        "adapter": Adapter("bitfit", "native", {}, modules, claim, task, labels),
-        "saved": kept.saved,
-        "dropped": left.dropped,
-        "changed": kept.changed + left.changed,
-    }
+    return Found(
+        Adapter("bitfit", "native", {}, modules, claim, task, labels),
+        kept.saved,
+        left.dropped,
+        kept.changed + left.changed,
+    )
 
 
 def _modules(tensors: dict[tuple[str, str], Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -67,7 +64,7 @@ def _modules(tensors: dict[tuple[str, str], Tensor]) -> dict[str, dict[str, Tens
 
 def sparse(
     both: Checkpoints, share: float, wanted: Wanted, claim: BaseClaim, progress: Progress
-) -> dict[str, Any]:
+) -> Found:
     """The ⌈share · n⌉ elements that changed most of all n that both checkpoints have, by value.
 
     What is no weight or bias, or has another shape in the base, is saved whole or refused with the
@@ -94,12 +91,12 @@ def sparse(
     if not shapes:
         raise NotSupported("no weight or bias differs between the two checkpoints")
     task, labels = head_of(both, rest)
-    return {
-        "adapter": Adapter("fishmask", "native", {"shapes": shapes}, modules, claim, task, labels),
-        "saved": rest.saved,
-        "dropped": rest.dropped,
-        "changed": changed + rest.changed,
-    }
+    return Found(
+        Adapter("fishmask", "native", {"shapes": shapes}, modules, claim, task, labels),
+        rest.saved,
+        rest.dropped,
+        changed + rest.changed,
+    )
 
 
 def _deltas(pairs: Sequence[Pair], progress: Progress) -> Iterator[tuple[Pair, Matrix]]:

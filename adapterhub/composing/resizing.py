@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from adapterhub.adapter import BaseClaim
 from adapterhub.base import Base
 from adapterhub.composing import sites
-from adapterhub.composing.blas import one_thread
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.converting import Addition, Additive, additive
 from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, rank_for, svd
@@ -31,6 +29,7 @@ from adapterhub.composing.saving import saved_fields
 from adapterhub.composing.sizing import Sizing
 from adapterhub.composing.sketch import truncated
 from adapterhub.composing.wholes import REFUSE, wholes
+from adapterhub.composing.window import in_order
 from adapterhub.composing.writing import Artefact, check_target, deliver
 from adapterhub.errors import AdapterHubError, NotMergeable, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode
@@ -38,9 +37,9 @@ from adapterhub.methods import LowRank, is_exact
 from adapterhub.methods.computed import fp32
 from adapterhub.registry import Registry, manifests
 from adapterhub.registry.opening import opened
-from adapterhub.tensorfile import usable_cores
 
 Progress = Callable[[int], None]
+Result = TypeVar("Result")
 _KEPT = (  # of a LoRA's config, what resizing leaves alone
     *("bias", "fan_in_fan_out", "target_modules", "target_parameters", "modules_to_save"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "peft_version"),
@@ -150,20 +149,24 @@ def run(found: Additive, sizing: Sizing, progress: Progress | None = None) -> li
             "this adapter adds nothing to the weight of a module, so that there is no LoRA of it"
         )
     has_bias = any(each.bias for each in found.additions)
-    with one_thread(), ThreadPoolExecutor(usable_cores(), "resize") as pool:
-        if sizing.uniform:
-            known = list(_told(pool.map(_decomposed, found.additions), progress))
-            rank = uniform_rank([m for each in known for m in each.matrices], sizing)
-            return [_cut(each, rank, has_bias) for each in known]
-        jobs = pool.map(lambda each: _resized(each, sizing, has_bias), found.additions)
-        return list(_told(jobs, progress))
+    if sizing.uniform:
+        known = list(_told(found.additions, _decomposed, progress))
+        rank = uniform_rank([matrix for each in known for matrix in each.matrices], sizing)
+        return [_cut(each, rank, has_bias) for each in known]
+    return list(_told(found.additions, lambda each: _resized(each, sizing, has_bias), progress))
 
 
-def _told(results: Iterator[Any], progress: Progress | None) -> Iterator[Any]:
-    for result in results:
+def _told(
+    additions: Sequence[Addition], work: Callable[[Addition], Result], progress: Progress | None
+) -> Iterator[Result]:
+    for _, result in in_order(additions, work, _held):
         yield result
         if progress:
             progress(1)
+
+
+def _held(each: Addition) -> int:
+    return 4 * math.prod(each.site.shape) if each.dense else 0
 
 
 @default_float_mode()
@@ -341,4 +344,4 @@ def _notes(done: Sequence[Composed], sizing: Sizing) -> list[str]:
     if sizing.rank is None or sizing.energy is not None:
         return []
     lower = sum(one.rank < sizing.rank for one in done)
-    return [f"{lower} modules keep their own rank, which is lower"] if lower else []
+    return [f"modules that keep their own, lower rank: {lower}"] if lower else []

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from adapterhub.adapter import REPLACE
+from adapterhub.adapter import REPLACE, Adapter
 from adapterhub.composing.checkpoints import Checkpoints, Pair
+from adapterhub.composing.run import Composed
 from adapterhub.errors import NotMergeable
 from adapterhub.formats.peft import TASKS, labels_of
 from adapterhub.registry.fit import LABELLED
@@ -61,6 +62,17 @@ class Rest:
     dropped: tuple[str, ...]
     changed: int
     heads: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """An adapter of what changed, and what became of every tensor. `changed`: how many did."""
+
+    adapter: Adapter
+    saved: tuple[str, ...]
+    dropped: tuple[str, ...]
+    changed: int
+    composed: tuple[Composed, ...] = ()
 
 
 def settle_rest(pairs: Sequence[Pair], wanted: Wanted, progress: Progress) -> Rest:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import adapterhub as ah
 from adapterhub import formats
 from adapterhub.cli import main
-from adapterhub.composing import blas, checkpoints, extracting
+from adapterhub.composing import blas, checkpoints, window
 from adapterhub.errors import NotMergeable, NotSupported
 
 pytest.importorskip("transformers")
@@ -88,7 +88,7 @@ def test_what_is_held_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     fine = tuned(base, tmp_path / "fine", change)
     one = 4 * out * into
     monkeypatch.setattr(checkpoints, "_BLOCK_BYTES", one // 8)
-    monkeypatch.setattr(extracting, "HELD_BYTES", 2 * one)
+    monkeypatch.setattr(window, "HELD_BYTES", 2 * one)
     tracemalloc.start()
     try:
         ah.extract(base, fine, rank=2, out=tmp_path / "out")

@@ -80,7 +80,7 @@ def test_a_larger_rank_leaves_it_to_the_bit(tmp_path: Path) -> None:
     path = lora(tmp_path / "a", 1, rank=3)
     report = ah.resize(path, rank=8, out=tmp_path / "out")
     assert report.reproducible and report.error is None
-    assert report.notes == ["2 modules keep their own rank, which is lower"]
+    assert report.notes == ["modules that keep their own, lower rank: 2"]
     files = [load_file(p / "adapter_model.safetensors") for p in (path, tmp_path / "out")]
     assert files[0].keys() == files[1].keys()
     assert all(files[1][name].tobytes() == values.tobytes() for name, values in files[0].items())
