@@ -25,13 +25,18 @@ def in_order(
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     rest, bytes_held, most = deque(items), 0, 2 * usable_cores()
     with one_thread(), ThreadPoolExecutor(usable_cores(), "compose") as pool:
-        while rest or waiting:
-            while rest and (
-                not waiting or (len(waiting) < most and bytes_held + held(rest[0]) <= HELD_BYTES)
-            ):
-                item = rest.popleft()
-                waiting.append((item, pool.submit(work, item)))
-                bytes_held += held(item)
-            item, future = waiting.popleft()
-            yield item, future.result()
-            bytes_held -= held(item)
+        try:
+            while rest or waiting:
+                while rest and (
+                    not waiting
+                    or (len(waiting) < most and bytes_held + held(rest[0]) <= HELD_BYTES)
+                ):
+                    item = rest.popleft()
+                    waiting.append((item, pool.submit(work, item)))
+                    bytes_held += held(item)
+                item, future = waiting.popleft()
+                yield item, future.result()
+                bytes_held -= held(item)
+        finally:
+            for _, future in waiting:  # after an error nobody wants the others
+                future.cancel()
