@@ -34,8 +34,9 @@ from adapterhub.merging import plan as plan_of
 from adapterhub.merging import repeat as repeat_plan
 from adapterhub.merging import run as run_plan
 from adapterhub.merging.sizes import parse_size
-from adapterhub.registry import Filters, Inspection, Loaded, Registry, checkout
+from adapterhub.registry import Filters, Inspection, Registry, checkout
 from adapterhub.registry.opening import opened
+from adapterhub.registry.origin import Origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -187,22 +188,26 @@ def load_model(
     *,
     base: str | Path | None = None,
     force_base: bool = False,
+    base_is_initialised: bool = False,
     allow_pickle: bool = False,
     registry: Registry | None = None,
 ) -> PreTrainedModel:
     """A transformers model of the adapter's task, with the adapter in its weights.
 
     The base is the one recorded with the version, found among the registered ones; `base` (a BASE)
-    names another place. Raises NotFound if the base is not at hand, BaseMismatch if it is another.
+    names another place. `base_is_initialised`: as in `merge`. Raises NotFound if the base is not at
+    hand, BaseMismatch if it is another.
     """
     with opened(registry) as reg:
         loaded = reg.load(ref, allow_pickle=allow_pickle)
         recorded = (loaded.manifest or {}).get("base", {}).get("weights_root")
-        found = reg.base.resolve(base) if base else reg.base.find(recorded, _base_name(loaded))
+        found = (
+            reg.base.resolve(base) if base else reg.base.find(recorded, loaded.adapter.base.name)
+        )
         if found is None:
             raise NotFound(
                 f"the base of {loaded.name} is not at hand: "
-                f"{_base_name(loaded) or 'no name is recorded'}",
+                f"{loaded.adapter.base.name or 'no name is recorded'}",
                 remedy="give base=DIR, or register it: adapterhub base add DIR",
             )
         if recorded and not force_base and found.weights_root(reg.cache) != recorded:
@@ -212,7 +217,8 @@ def load_model(
             )
     from adapterhub import runtime
 
-    return runtime.load(found, inputs.source_of(loaded))
+    source = inputs.source_of(loaded)
+    return runtime.load(found, source, base_is_initialised=base_is_initialised)
 
 
 def attach(
@@ -222,6 +228,9 @@ def attach(
     weight: float = 1.0,
     restore: str = "memory",
     base: str | Path | None = None,
+    force_base: bool = False,
+    base_is_initialised: bool = False,
+    with_head: bool = True,
     allow_pickle: bool = False,
     registry: Registry | None = None,
 ) -> Attached:
@@ -232,7 +241,17 @@ def attach(
     runs beside them. `restore` says where the original bits are until then: "memory" keeps a copy
     of each changed tensor (`Attached.memory` says how many bytes), "base" reads them again from the
     files of `base` (a BASE; by default the one recorded with the adapter, else the directory that
-    the model was loaded from), which are compared with the model first.
+    the model was loaded from), which are compared with the model first. `base_is_initialised`: as
+    in `merge`. `with_head=False` leaves out the head that the adapter brings; `Attached.fates`
+    lists what that is.
+
+    A weight that the model shares under several names is taken apart where an adapter changes one
+    of them only, and is shared again after `detach`.
+
+    Shapes are always compared. The weights_root that an adapter records is compared with that of
+    the files which `base` or the model's `name_or_path` names, if they were hashed before (as by
+    `base add`, or a merge) or are no more than 1 GiB; `force_base` attaches all the same. Of a
+    model whose origin cannot be told so, or which comes from quantised files, shapes are all.
 
         with ah.attach(model, "nli-graph") as attached:
             model(**inputs)
@@ -246,28 +265,34 @@ def attach(
     if restore not in runtime.RESTORE:
         raise InvalidOption(f"restore={restore!r}", remedy=f"one of {', '.join(runtime.RESTORE)}")
 
+    with opened(registry) as reg:
+        given = reg.base.resolve(base) if base is not None else None
+        origin = Origin(model, reg.cache, given)
+
     def find(spec: Any, weight: float) -> Source:
         with opened(registry) as reg:
-            return _source(reg, spec if isinstance(spec, tuple) else (spec, weight), allow_pickle)
+            pair = spec if isinstance(spec, tuple) else (spec, weight)
+            source = _source(reg, pair, allow_pickle)
+        if not force_base:
+            origin.refuse_other(source.name, source.base_weights_root)
+        return source
 
     single = isinstance(adapters, str | Path | tuple)
     specs: list[Any] = [adapters] if single else list(adapters)  # type: ignore[arg-type]
     if weight != 1.0 and (len(specs) != 1 or isinstance(specs[0], tuple)):
         raise InvalidOption("weight=… is that of a single adapter", remedy="give pairs: (ref, 0.5)")
     sources = [find(spec, weight) for spec in specs]
-    files = None
-    if restore == "base":
+    files = given
+    if restore == "base" and files is None:
         with opened(registry) as reg:
-            files = _base_of(reg, model, sources, base)
-    return runtime.attach(model, sources, base=files, find=find)
+            files = _base_of(reg, model, sources)
+    how = runtime.How(with_head=with_head, base_is_initialised=base_is_initialised)
+    kept = files if restore == "base" else None
+    return runtime.attach(model, sources, base=kept, find=find, how=how)
 
 
-def _base_of(
-    registry: Registry, model: PreTrainedModel, sources: Sequence[Source], given: str | Path | None
-) -> Base:
+def _base_of(registry: Registry, model: PreTrainedModel, sources: Sequence[Source]) -> Base:
     """The files that a model in memory came from, as far as anybody says."""
-    if given is not None:
-        return registry.base.resolve(given)
     roots = [source.base_weights_root for source in sources if source.base_weights_root]
     found = registry.base.find(roots[0], None) if roots else None
     name = getattr(model, "name_or_path", None)
@@ -280,10 +305,6 @@ def _base_of(
             remedy='give base=DIR, or restore="memory"',
         )
     return found
-
-
-def _base_name(loaded: Loaded) -> str | None:
-    return loaded.adapter.base.name
 
 
 def serve(

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+
+# Each library reads its own once, when it is imported. Models are tiny here, and workers are as
+# many as cores: further threads of each worker would only wait, and wait busily.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing leaves the machine, and each HTTP client would read all certificates of the system.
+os.environ["SSL_CERT_DIR"] = os.path.dirname(__file__)  # noqa: PTH120
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +21,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from adapterhub.store import home as homes
 from adapterhub.tensorfile import ArrayTensor, write_file
-
-# Before anything imports huggingface_hub, which reads it once.
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 # The same examples in every run, and no deadlines: machines are shared, and a test either holds
 # or it does not. To look further: pytest --hypothesis-profile=search
@@ -24,6 +31,24 @@ settings.register_profile("search", derandomize=False, deadline=None, max_exampl
 settings.load_profile("default")
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _folders_when_needed() -> Iterator[None]:
+    """Homes are made by the thousand here; to make and remove 256 folders is most of their cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(homes, "FOLDERS", ())
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_cards() -> Iterator[None]:
+    """PEFT saves adapters without a README, which takes it longer to render than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "peft" in sys.modules:
+            model = sys.modules["peft"].PeftModel
+            patch.setattr(model, "create_or_update_model_card", lambda *given: None)
+        yield
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
 from adapterhub.cli.output import json_option, progress, quiet_option
 
 if TYPE_CHECKING:
-    from adapterhub.composing import Composition, Plan
+    from adapterhub.composing import Composition
 
 
 @click.command()
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 @click.option("--method", "-m", default="sum", show_default=True, help="--methods lists them.")
 @click.option("--methods", "listing", is_flag=True, help="List the methods and their parameters.")
 @click.option("--param", "-p", "parameters", multiple=True, metavar="KEY=VALUE")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="A YAML file that says what to compose; --name and --out go before its own.",
+)
 @click.option("--name", help="A name in the registry; the result is its new version.")
 @click.option("--out", type=click.Path(path_type=Path), help="Or a new directory.")
 @click.option("--rank", type=int, help="Truncate each module to this rank.")
@@ -52,13 +57,12 @@ def compose(
     if listing:
         _print_methods(as_json)
         return
-    if not adapters:
-        raise click.UsageError("Missing argument 'ADAPTER[=WEIGHT]...'.")
+    _refuse_mixture(adapters, options["recipe"])
     specs = [split_weight(text) for text in adapters]
     with open_registry() as registry, ExitStack() as bars:
 
-        def on_plan(plan: Plan) -> output.Progress:
-            return bars.enter_context(progress("composing", len(plan.sites), unit_bytes=False))
+        def on_plan(modules: int) -> output.Progress:
+            return bars.enter_context(progress("composing", modules, unit_bytes=False))
 
         made = api.compose(
             specs,
@@ -73,6 +77,23 @@ def compose(
         click.echo(made.version or made.out)
     else:
         _print(made)
+
+
+_OF_A_RECIPE = ("method", "parameters", "rank", "energy", "whole", "seed")
+
+
+def _refuse_mixture(adapters: tuple[str, ...], recipe: Path | None) -> None:
+    """A recipe says all that the other options say."""
+    if recipe is None:
+        if not adapters:
+            raise click.UsageError("Missing argument 'ADAPTER[=WEIGHT]...' (or '--recipe FILE').")
+        return
+    context = click.get_current_context()
+    source = click.core.ParameterSource.COMMANDLINE
+    given = [name for name in _OF_A_RECIPE if context.get_parameter_source(name) is source]
+    if adapters or given:
+        what = ", ".join(["ADAPTER"] * bool(adapters) + [f"--{name}" for name in given])
+        raise click.UsageError(f"--recipe says what to compose; leave {what} away.")
 
 
 def _parameter(text: str) -> tuple[str, Any]:
@@ -120,7 +141,7 @@ def _share(error: float | None) -> str | None:
 
 
 def _print_methods(as_json: bool) -> None:
-    from adapterhub.composing.methods import TABLE
+    from adapterhub.composing.table import TABLE
 
     if as_json:
         output.print_json([row.to_dict() for row in TABLE.values()])

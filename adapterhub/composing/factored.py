@@ -16,6 +16,7 @@ import numpy as np
 from adapterhub.errors import InvalidOption
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
+_CONDITION = 1e-4  # of Cholesky's diagonal, and how far from orthonormal its first result may be
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +94,46 @@ def norm(delta: Factors) -> float:
 
 def svd(delta: Factors) -> Svd:
     """The singular value decomposition, min(rank, out, in) values; zeros included."""
-    q, r = np.linalg.qr(delta.b)
-    p, s = np.linalg.qr(delta.a.T)
+    b, a = delta.b.astype(np.float64), delta.a.astype(np.float64).T
+    q, to_q, r = _orthonormal(b)
+    p, to_p, s = _orthonormal(a)
     u, values, vt = np.linalg.svd(r @ s.T, full_matrices=False)
-    return Svd(q @ u, values, vt @ p.T)
+    return Svd(q @ (to_q @ u), values, (vt @ to_p.T) @ p.T)
+
+
+def _orthonormal(x: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """(y, w, r) with y·w orthonormal and y·w·r = x, for x with more rows than columns or fewer.
+
+    Cholesky's factor of xᵀ·x, twice, is r to fp64's precision as long as x is well conditioned
+    (CholeskyQR2: Yamamoto et al., https://doi.org/10.1553/etna_vol44s306), in a tenth of the time
+    of Householder's QR, which does the rest.
+    """
+    found = _cholesky_twice(x)
+    if found is not None:
+        return x, *found
+    q, r = np.linalg.qr(x)
+    return q, np.eye(r.shape[0]), r
+
+
+def _cholesky_twice(x: Matrix) -> tuple[Matrix, Matrix] | None:
+    """(w, r), or None where x is not well conditioned."""
+    if x.shape[0] < x.shape[1]:
+        return None
+    gram = x.T @ x
+    try:
+        first = np.linalg.cholesky(gram).T
+        diagonal = np.diagonal(first)
+        if not diagonal.min() > _CONDITION * diagonal.max():
+            return None
+        once = np.linalg.inv(first)
+        y = x @ once
+        again = y.T @ y
+        if not np.abs(again - np.eye(len(again))).max() < _CONDITION:
+            return None
+        second = np.linalg.cholesky(again).T
+    except np.linalg.LinAlgError:
+        return None
+    return once @ np.linalg.inv(second), second @ first
 
 
 def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | None = None) -> int:

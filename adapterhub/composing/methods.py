@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal, Protocol
 
+from adapterhub.composing.cases import checked
 from adapterhub.composing.factored import Factors, Matrix
+from adapterhub.composing.parameters import Parameter
 from adapterhub.errors import InvalidOption
-
-_ARXIV = "https://arxiv.org/abs/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +39,16 @@ class Given:
     """What a method is told beside the deltas of one matrix of shape (out, in).
 
     `seed`: of this matrix alone, 128 bits. `inputs`: how many adapters are composed, those that
-    leave this matrix alone included.
+    leave this matrix alone included, and `weights` those of all of them. `numbers`: whose deltas
+    are given, in their order.
     """
 
     shape: tuple[int, int]
     parameters: Mapping[str, Any]
     seed: int
     inputs: int
+    weights: tuple[float, ...] = ()
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,57 +76,22 @@ class OnDense(Protocol):
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A number, or one of `choices`, or a switch. `above`: excludes `low` itself."""
-
-    name: str
-    default: float | int | str | bool | None
-    help: str
-    low: float | None = None
-    high: float | None = None
-    above: bool = False
-    choices: tuple[str, ...] = ()
-
-    def check(self, value: Any) -> Any:
-        """The value, of the default's type. Raises InvalidOption."""
-        if self.choices:
-            ok = value in self.choices
-        elif isinstance(self.default, bool):
-            ok = isinstance(value, bool)
-        else:
-            ok = isinstance(value, int | float) and not isinstance(value, bool)
-            ok = ok and self._is_within(float(value))
-        if not ok:
-            raise InvalidOption(f"{self.name} is {value!r}", remedy=f"{self.name}: {self.range}")
-        return value if isinstance(value, str | bool) else type(self.default or 0.0)(value)
-
-    def _is_within(self, value: float) -> bool:
-        above = self.low is None or (value > self.low if self.above else value >= self.low)
-        return above and (self.high is None or value <= self.high)
-
-    @property
-    def range(self) -> str:
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if isinstance(self.default, bool):
-            return "true or false"
-        low = "" if self.low is None else f"{'above' if self.above else 'at least'} {self.low:g}"
-        high = "" if self.high is None else f"at most {self.high:g}"
-        return " and ".join(filter(None, (low, high))) or "a finite number"
-
-
-@dataclass(frozen=True)
 class Method:
-    """`kind`: what it works on. `function`: its name in the module `file` of this room.
+    """`kind`: what it works on; "tensors" is for adapters that have no factors, by `tensorwise`.
+    `function`: its name in the module `file` of this room.
 
     `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
     few and how many adapters it takes. `averages`: the weights are divided by their sum.
+    `equal_ranks`: the factors of one module must have one rank. `largest_rank`: results are
+    truncated to the largest rank of the inputs, unless something else is asked. `check`: its
+    function in `file` that refuses settings or weights that do not go together. `biases`: those of
+    lora_B add up by the weights beside it; else the weights are not what decides.
     """
 
     name: str
     title: str
     paper: str | None
-    kind: Literal["factors", "dense"]
+    kind: Literal["factors", "dense", "tensors"]
     file: str
     function: str
     parameters: tuple[Parameter, ...] = ()
@@ -132,12 +99,19 @@ class Method:
     averages: bool = False
     inputs: tuple[int, int | None] = (1, None)
     seeded: bool = False
+    equal_ranks: bool = False
+    largest_rank: bool = False
+    check: str = ""
+    biases: bool = True
     note: str = field(default="")
 
     @property
     def apply(self) -> Any:
         """An OnFactors or an OnDense, by `kind`."""
-        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), self.function)
+        return self._named(self.function)
+
+    def _named(self, name: str) -> Any:
+        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), name)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""
@@ -148,9 +122,14 @@ class Method:
                 f"{self.name} has no parameter {unknown[0]!r}", remedy=f"its parameters: {has}"
             )
         return {
-            name: parameter.check(given[name]) if name in given else parameter.default
+            name: checked(given[name], parameter.check) if name in given else parameter.default
             for name, parameter in known.items()
         }
+
+    def check_together(self, settings: Mapping[str, Any], weights: Sequence[float]) -> None:
+        """Raises InvalidOption for settings and weights that make no sense together."""
+        if self.check:
+            self._named(self.check)(settings, weights)
 
     def check_count(self, count: int) -> None:
         few, many = self.inputs
@@ -173,39 +152,3 @@ class Method:
             },
             "note": self.note,
         }
-
-
-_ROWS = (
-    Method("sum", "Weighted sum", None, "factors", "exact", "total", exact=True),
-    Method(
-        "average",
-        "Weighted average",
-        None,
-        "factors",
-        "exact",
-        "total",
-        exact=True,
-        averages=True,
-    ),
-    Method(
-        "task_arithmetic",
-        "Task arithmetic",
-        _ARXIV + "2212.04089",
-        "factors",
-        "exact",
-        "total",
-        exact=True,
-        note="negative weights make a model forget",
-    ),
-)
-
-TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
-
-
-def method(name: str) -> Method:
-    """The row of a method. Raises InvalidOption, with the nearest names."""
-    if name not in TABLE:
-        near = get_close_matches(name, TABLE, n=3, cutoff=0.4)
-        known = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(TABLE)}"
-        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=known)
-    return TABLE[name]

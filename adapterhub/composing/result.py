@@ -11,6 +11,7 @@ from typing import Any
 from adapterhub.adapter import Adapter, BaseClaim
 from adapterhub.composing import writing
 from adapterhub.composing.building import Parts, lora
+from adapterhub.composing.cases import plain
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.run import Composed
@@ -128,13 +129,15 @@ def lineage(plan: Plan) -> dict[str, Any]:
     options = plan.options
     parameters = {
         "method": plan.method.name,
-        "parameters": dict(plan.parameters),
-        "rank": options.rank,
-        "energy": options.energy,
+        "parameters": plain(plan.parameters),
+        **plain({"rank": options.rank, "energy": options.energy}),
         "whole": options.whole,
         "force_base": options.force_base,
         "reproducible": plan.exact,
     }
+    if options.weights:
+        weights = {str(number): value for number, value in options.weights.items()}
+        parameters["weights"] = plain(weights)
     if plan.method.seeded:
         parameters["seed"] = options.seed
     return {
@@ -156,7 +159,7 @@ def report(plan: Plan, composed: Sequence[Composed]) -> Report:
             {"name": each.name, "weight": each.weight, "digest": each.digest}
             for each in plan.inputs
         ],
-        parameters=dict(plan.parameters),
+        parameters=plain(plan.parameters),
         modules=[
             ModuleReport(
                 one.site.name, len(one.site.terms), one.rank, one.cut.error if one.cut else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapterhub.composing import sites
+from adapterhub.composing.blocks import finite_energy
 from adapterhub.composing.factored import Cut, Factors, Matrix, cut, svd
 from adapterhub.composing.methods import Delta, Given, Made, Method
 from adapterhub.composing.plan import Plan
@@ -46,9 +47,16 @@ def run(
 
     Raises NotMergeable for values that are NaN, infinite, or become so.
     """
+    from threadpoolctl import threadpool_limits
+
     done: list[Composed] = []
-    count = threads or (1 if plan.method.kind == "dense" else usable_cores())
-    with ThreadPoolExecutor(count, "compose") as pool:
+    dense = plan.method.kind == "dense"
+    count = threads or (1 if dense else usable_cores())
+    # many small products go side by side, a large one takes all cores by itself
+    with (
+        threadpool_limits(None if dense else 1, "blas"),
+        ThreadPoolExecutor(count, "compose") as pool,
+    ):
         for composed in pool.map(lambda site: _composed(plan, site), plan.sites):
             done.append(composed)
             if progress:
@@ -62,11 +70,16 @@ def _composed(plan: Plan, site: Site) -> Composed:
     for number, deltas in enumerate(_matrices(site)):
         given = Given(
             shape=site.shape,
-            parameters=plan.parameters,
+            parameters=plan.settings(site),
             seed=seed_of(plan.options.seed, site.name, number),
             inputs=len(plan.inputs),
+            weights=plan.weights_of(site),
+            numbers=tuple(delta.number for delta in deltas),
         )
-        one, what = _made(plan, deltas, given)
+        try:
+            one, what = _made(plan, deltas, given, *plan.size(site))
+        except NotMergeable as error:
+            raise NotMergeable(f"{site.name}: {error.message}", remedy=error.remedy) from None
         made.append(one)
         cuts.append(what)
     return finished(site, made, cuts, lambda scale: _bias(plan, site, scale))
@@ -107,17 +120,18 @@ def _matrices(site: Site) -> Iterator[list[Delta]]:
         ]
 
 
-def _made(plan: Plan, deltas: list[Delta], given: Given) -> tuple[Made, Cut | None]:
+def _made(
+    plan: Plan, deltas: list[Delta], given: Given, rank: int | None, energy: float | None
+) -> tuple[Made, Cut | None]:
     if not deltas:
         return Made(nothing(given.shape)), None
-    rank, energy = plan.options.rank, plan.options.energy
     if plan.method.kind == "dense":
         ranks = sum(delta.factors.rank for delta in deltas)
         dense = _dense(plan.method, deltas, given)
         found, what = truncated(dense, rank or (None if energy else ranks), energy, given.seed)
         return Made(found.factors().single()), what
     made: Made = plan.method.apply(deltas, given)
-    if not plan.cuts:
+    if rank is None and energy is None:
         return Made(made.factors.single(), made.scale), None
     both = made.factors.double()
     found, what = cut(svd(Factors(made.scale * both.b, both.a)), rank, energy)
@@ -125,9 +139,11 @@ def _made(plan: Plan, deltas: list[Delta], given: Given) -> tuple[Made, Cut | No
 
 
 def _dense(method: Method, deltas: Sequence[Delta], given: Given) -> Matrix:
-    made: Matrix = method.apply(
-        [delta.dense() for delta in deltas], [delta.weight for delta in deltas], given
-    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        dense = [delta.dense() for delta in deltas]
+        for each in dense:
+            finite_energy(each)
+        made: Matrix = method.apply(dense, [delta.weight for delta in deltas], given)
     return made
 
 
@@ -164,13 +180,15 @@ def _total(cuts: Sequence[Cut | None]) -> Cut | None:
 
 
 def _bias(plan: Plan, site: Site, scale: float) -> Matrix | None:
-    """Σ wᵢ·sᵢ·biasᵢ / scale in fp64, rounded once: biases are added whatever the method."""
+    """lambda · Σ wᵢ·sᵢ·biasᵢ / scale in fp64, rounded once."""
     parts = plan.biases.get(site.module, ())
     if not parts:
         return None
+    weights = {term.number: term.weight for term in site.terms}
+    factor = float(plan.settings(site).get("lambda", 1.0)) / scale
     total: Matrix = np.zeros(parts[0][1].value.shape)
     for number, part in parts:
-        weight = plan.weights[number] * part.scale / scale
+        weight = weights.get(number, 0.0) * part.scale * factor
         total += weight * np.asarray(part.value.read(), np.float64)
     return total.astype(np.float32)
 

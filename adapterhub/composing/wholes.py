@@ -122,7 +122,7 @@ def _refuse(
         names = ", ".join(inputs[each.number].name for each in held)
         details.append(f"{module}.{role.partition(':')[2] or role}: {names}")
     raise NotMergeable(
-        f"{len(details)} tensors are saved whole and differ between these adapters",
+        "tensors that are saved whole differ between these adapters",
         details=details,
         remedy="--whole average, or --whole NAME for those of one adapter",
     )

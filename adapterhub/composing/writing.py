@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub import formats
 from adapterhub.adapter import Adapter
 from adapterhub.errors import InvalidOption, OutputError
-from adapterhub.formats import native, peft
 from adapterhub.registry import Registry, manifests
 from adapterhub.store import check_name
 
@@ -90,8 +90,7 @@ def write_into(made: Artefact, directory: Path) -> None:
     from adapterhub.formats.roots import adapter_root
     from adapterhub.registry import checkout
 
-    spelling = native if made.adapter.format == native.FORMAT else peft
-    spelling.write(made.adapter, directory)
+    formats.write(made.adapter, directory, to=made.adapter.format)
     files = []
     for path in sorted(directory.iterdir()):
         size = path.stat().st_size

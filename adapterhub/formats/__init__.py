@@ -158,6 +158,36 @@ TABLE: Mapping[str, Format] = {
             alone=True,
         ),
         Format(
+            name="fish_mask",
+            title="FISH mask (t-few, FISH)",
+            files="mask.bin or mask_*.bin + the trained weights; added with --base",
+            file="fish_mask",
+            reads=True,
+        ),
+        Format(
+            name="adamix",
+            title="AdaMix experts",
+            files="one *.bin with ExpertSoup",
+            file="soup",
+            reads=True,
+            writes=True,
+            alone=True,
+        ),
+        Format(
+            name="said",
+            title="Intrinsic SAID of its authors",
+            files="one *.bin with intrinsic_parameter",
+            file="said",
+            alone=True,
+        ),
+        Format(
+            name="ladder_state",
+            title="Ladder side-tuning of its authors",
+            files="a T5's state dict with side_ladder_module",
+            file="ladder_state",
+            alone=True,
+        ),
+        Format(
             name="tfew",
             title="t-few (IA)³",
             files="finish.pt",
@@ -237,6 +267,8 @@ def read(path: Path, *, allow_pickle: bool = False) -> Reading:
 def _unknown(sight: Sight) -> Reading:
     text = f"{sight.path} is not an adapter of a known format; seen: {sight.described()}"
     remedy = "point at a directory that holds adapter_config.json"
+    if like_model := [n for n in ("model.safetensors", "pytorch_model.bin") if sight.has(n)]:
+        remedy += f", or name the file, if it is one: {sight.directory / like_model[0]}"
     contents = [c for c in sight.contents if c.kind or c.problem]
     is_model = not sight.has_config and sight.has("config.json")
     if is_model or not (contents or sight.has_config):

@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapterhub.adapter import REPLACE, Adapter, Outline, Problem, Reading, SafeForm, SourceFile
+from adapterhub.adapter import REPLACE, Adapter, Outline, Problem, Reading
 from adapterhub.errors import AdapterHubError, NotSupported
-from adapterhub.formats import card, pickles
+from adapterhub.formats import card, statedict
 from adapterhub.formats.checking import base_problems, method_problems
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import Sight
@@ -49,14 +49,13 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
     tensors: Mapping[str, Tensor] = {}
     adapter = None
     try:
-        tensors = _tensors(found[0], allow_pickle)
+        tensors = statedict.tensors(found[0], allow_pickle)
         adapter = Adapter(METHOD, FORMAT, {}, _modules(tensors))
         problems = [*method_problems(adapter), *base_problems(adapter.base)]
     except AdapterHubError as error:
         problems.append(Problem(error.code, error.message, error.remedy, fatal=True))
     if len(found) > 1:
-        text = f"{sight.directory} holds {len(found)} files of biases, each an adapter by itself"
-        problems.append(Problem("several", text, f"name one of them: {found[0].path}", fatal=True))
+        problems.append(statedict.several(sight, found, "files of biases"))
     front, card_problems = card.read(sight.directory / "README.md")
     return Reading(
         path=sight.path if sight.file else sight.directory,
@@ -64,16 +63,12 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
         method=METHOD,
         config={},
         adapter=adapter,
-        files=(_source(found[0], tensors), *sight.files(found[1:])),
+        files=(statedict.source(found[0], tensors, _FILE), *sight.files(found[1:])),
         problems=(*problems, *card_problems),
         card=front,
         tensors=tensors,
         outline=Outline(),
     )
-
-
-def _tensors(content: Content, allow_pickle: bool) -> Mapping[str, Tensor]:
-    return content.tensors if content.tensors else pickles.with_consent(content.path, allow_pickle)
 
 
 def _modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -82,13 +77,6 @@ def _modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         module, _, parameter = name.rpartition(".")
         modules.setdefault(module, {})[REPLACE + parameter] = tensors[name]
     return modules
-
-
-def _source(content: Content, tensors: Mapping[str, Tensor]) -> SourceFile:
-    safe = None
-    if content.kind == "pickle" and tensors:
-        safe = SafeForm(f"{content.path.stem}.safetensors", tensors)
-    return SourceFile(content.name, content.path, "weights", safe)
 
 
 def spelled(adapter: Adapter) -> dict[str, Tensor]:

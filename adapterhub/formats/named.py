@@ -26,9 +26,11 @@ def reading(
     method: str | None,
     config: Mapping[str, Any] | None = None,
     companions: Sequence[str] = (),
+    remedy: str = REMEDY,
+    why: str = "",
 ) -> Reading:
     """`title` begins the sentence: "MLX adapters are recognised and not read by this version"."""
-    text = f"{title} are recognised and not read by this version"
+    text = f"{title} are recognised and not read by this version{why and ': '}{why}"
     front, card_problems = card.read(sight.directory / "README.md")
     return Reading(
         path=sight.path if sight.file else sight.directory,
@@ -38,7 +40,7 @@ def reading(
         adapter=None,
         files=sight.files(contents, *companions),
         problems=(
-            Problem("format", text, REMEDY, fatal=True),
+            Problem("format", text, remedy, fatal=True),
             *damage(sight, contents),
             *card_problems,
         ),

@@ -25,6 +25,8 @@ MAX_OPCODES = 300_000
 MAX_NAMES = 20_000
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's format before 1.6
 _LONGEST_SHAPE = 32
+_FEW = 8  # attributes of a parameter, as transformers' `_is_hf_initialized`
+_PARAMETERS = frozenset(f"torch._utils._rebuild_parameter{state}" for state in ("", "_with_state"))
 
 Shape = tuple[int, ...]
 
@@ -134,18 +136,28 @@ class Machine:
         self.stack.append(self.memo.get(argument, _OPAQUE))
 
     def pairs(self, items: Sequence[Any]) -> None:
+        """Of the dict on top of the stack."""
+        others = []
         for key, value in zip(items[::2], items[1::2], strict=False):
             if not isinstance(key, str) or name_problem(key):
                 continue
             if isinstance(value, Seen):
                 self.tensors[key] = value.shape
-            elif value is not _DICT:
+            elif not isinstance(value, _Dict):
                 self.others[key] = None
+                others.append(key)
+        target = self.stack[-1] if self.stack else None
+        if others and isinstance(target, _Dict) and len(target.others) < _FEW:
+            self.stack[-1] = _Dict((*target.others, *others[:_FEW]))
         if len(self.tensors) + len(self.others) > MAX_NAMES:
             raise _Enough
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
+        if isinstance(function, Global) and function.name in _PARAMETERS:
+            for state in arguments if isinstance(arguments, tuple) else ():
+                for name in state.others if isinstance(state, _Dict) else ():
+                    self.others.pop(name, None)  # an attribute that somebody gave the parameter
         self.stack.append(_called(function, arguments))
 
     def global_named(self) -> None:
@@ -159,7 +171,10 @@ class _Enough(Exception):
 
 
 class _Dict(_Opaque):
-    pass
+    """A dict, and the names of a few of its values that are no tensors."""
+
+    def __init__(self, others: tuple[str, ...] = ()) -> None:
+        self.others = others
 
 
 _DICT = _Dict()
@@ -170,7 +185,7 @@ def _called(function: Any, arguments: Any) -> Any:
         return _OPAQUE
     if function.name.startswith("torch._utils._rebuild_tensor"):
         return Seen(_shape(arguments))
-    if function.name == "torch._utils._rebuild_parameter" and isinstance(arguments, tuple):
+    if function.name in _PARAMETERS and isinstance(arguments, tuple):
         return arguments[0] if arguments and isinstance(arguments[0], Seen) else Seen(None)
     return _DICT if function.name == "collections.OrderedDict" else _OPAQUE
 
@@ -198,8 +213,9 @@ def _setitem(machine: Machine, _: Any) -> None:
 
 
 def _dict(machine: Machine, _: Any) -> None:
-    machine.pairs(machine.marked())
+    items = machine.marked()
     machine.stack.append(_DICT)
+    machine.pairs(items)
 
 
 def _persistent(machine: Machine, _: Any) -> None:

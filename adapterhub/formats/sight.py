@@ -40,6 +40,11 @@ _NOT_WEIGHTS = re.compile(
 _FINAL = re.compile(r"(adapters?|adapter_model|pytorch_\w+|lit_model|finish)\..+")
 
 
+def may_be_weights(name: str) -> bool:
+    """Whether a file of this name, in a directory, may hold an adapter's weights."""
+    return name.endswith(_WEIGHTS) and not _NOT_WEIGHTS.fullmatch(name)
+
+
 @dataclass(frozen=True)
 class Sight:
     """`directory` holds what belongs together; `file` is set where one file was named alone.
@@ -108,7 +113,7 @@ class Sight:
         """Names of files that may hold an adapter's weights; checkpoints after the final ones."""
         if self.file is not None:
             return () if self.file.endswith(".json") else self.names
-        found = [n for n in self.names if n.endswith(_WEIGHTS) and not _NOT_WEIGHTS.fullmatch(n)]
+        found = [name for name in self.names if may_be_weights(name)]
         return tuple(sorted(found, key=lambda name: _FINAL.fullmatch(name) is None))
 
     @cached_property

@@ -71,7 +71,7 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
 
 def _several(sight: Sight) -> Problem:
     text = f"{sight.directory} holds {len(sight.weights)} prompts, each an adapter by itself"
-    remedy = f"name one of them: {sight.directory / sight.weights[0]}"
+    remedy = f"name one of them: {sight.directory / sight.weights[0]}; or add all: --recursive"
     return Problem("several", text, remedy, fatal=True)
 
 

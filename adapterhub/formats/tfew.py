@@ -21,11 +21,9 @@ from adapterhub.adapter import (
     Outline,
     Problem,
     Reading,
-    SafeForm,
-    SourceFile,
 )
 from adapterhub.errors import AdapterHubError, NotSupported
-from adapterhub.formats import card, named, pickles
+from adapterhub.formats import card, named, statedict
 from adapterhub.formats.checking import base_problems, method_problems, unknown_keys
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import Sight
@@ -56,9 +54,9 @@ def read(sight: Sight, *, allow_pickle: bool) -> Reading:
         outline = named.outline(found, ((r"\.(?:multi_)?lora_a", 0), (r"\.(?:multi_)?lora_b", 1)))
         return named.reading(sight, FORMAT, "t-few's LoRA", found, outline, method="lora")
     if len(found) > 1:
-        return _reading(sight, found, {}, [_several(sight, found)])
+        return _reading(sight, found, {}, [statedict.several(sight, found, "files of t-few")])
     try:
-        return _read_one(sight, found[0], _tensors(found[0], allow_pickle))
+        return _read_one(sight, found[0], statedict.tensors(found[0], allow_pickle))
     except AdapterHubError as error:
         problem = Problem(error.code, error.message, error.remedy, fatal=True)
         return _reading(sight, found, {}, [problem])
@@ -69,15 +67,6 @@ def _chosen(sight: Sight) -> tuple[Content, ...]:
     found = sight.all(_is_tfew)
     final = [c for c in found if c.path.stem == "finish"]
     return (final[0],) if len(final) == 1 else found
-
-
-def _several(sight: Sight, found: tuple[Content, ...]) -> Problem:
-    text = f"{sight.directory} holds {len(found)} files of t-few, each an adapter by itself"
-    return Problem("several", text, f"name one of them: {found[0].path}", fatal=True)
-
-
-def _tensors(content: Content, allow_pickle: bool) -> Mapping[str, Tensor]:
-    return content.tensors if content.tensors else pickles.with_consent(content.path, allow_pickle)
 
 
 def _read_one(sight: Sight, content: Content, tensors: Mapping[str, Tensor]) -> Reading:
@@ -126,19 +115,12 @@ def _reading(
         method=METHOD,
         config=adapter.config if adapter else {},
         adapter=adapter,
-        files=tuple(_source(content, tensors) for content in contents),
+        files=tuple(statedict.source(content, tensors, _FILE) for content in contents),
         problems=(*problems, *card_problems),
         card=front,
         tensors=tensors,
         outline=Outline(targets=modules, base=_base(contents[0].path)),
     )
-
-
-def _source(content: Content, tensors: Mapping[str, Tensor]) -> SourceFile:
-    safe = None
-    if content.kind == "pickle" and tensors:
-        safe = SafeForm(f"{content.path.stem}.safetensors", tensors)
-    return SourceFile(content.name, content.path, "weights", safe)
 
 
 # --- writing ----------------------------------------------------------------------------------

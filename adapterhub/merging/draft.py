@@ -20,6 +20,7 @@ from adapterhub.methods import (
     Part,
     Replacement,
     Shaped,
+    Surroundings,
     TokenRows,
     Transform,
 )
@@ -36,10 +37,20 @@ FACTOR_FLOATS = (*FLOATS, "F8_E4M3", "F8_E5M2")  # fp32 holds each of them exact
 
 
 class Draft:
-    """Collects the parts of all adapters by the stored tensor that they touch."""
+    """Collects the parts of all adapters by the stored tensor that they touch.
 
-    def __init__(self, naming: Naming, sources: Sequence[Source], options: Options) -> None:
+    `around`: where the base's own values are read that a change hangs on; by default its files.
+    """
+
+    def __init__(
+        self,
+        naming: Naming,
+        sources: Sequence[Source],
+        options: Options,
+        around: Surroundings | None = None,
+    ) -> None:
         self.naming = naming
+        self.around: Surroundings = around or BaseAround(naming)
         self.base = naming.base
         self.sources = sources
         self.options = options
@@ -167,7 +178,7 @@ class Draft:
             slab = Slab(found.shape, (term,), transposed=found.transposed)
         else:
             self._refuse_weight(number, f"{part.module}.{part.parameter}", "multiplies")
-            apply = part.within(BaseAround(self.naming))
+            apply = part.within(self.around)
             change = Change(number, part.module, apply, part.exact, part.by)
             slab = Slab(found.shape, (), transposed=found.transposed, change=change)
         self._add_slab(stored, slab)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 from adapterhub.base import Base, fingerprints
 from adapterhub.errors import BaseMismatch, InvalidOption
@@ -16,7 +16,7 @@ from adapterhub.merging.quantised import quantiser, refuse_quantised
 from adapterhub.merging.ties import refuse_unknown
 from adapterhub.merging.work import Fate, MergePlan, Options, Source, Term, Work
 from adapterhub.methods import Meaning, method
-from adapterhub.registry.around import BaseAround
+from adapterhub.registry.around import around_in, meaning_of
 from adapterhub.registry.fit import Naming, mismatches, refuse, target_class
 from adapterhub.registry.tied import seen, spread
 from adapterhub.tensorfile import FileTensor, ShardLayout, Spec, lay_out, plan_shards
@@ -77,13 +77,8 @@ def _drafted(
 
 
 def _meaning(base: Base, source: Source, options: Options) -> Meaning:
-    implementation = method(source.adapter.method).implementation
-    over = getattr(implementation, "meaning_over", None)
-    if over is not None:  # its files alone do not tell
-        pair = (source.adapter, implementation.parts(source.adapter))
-        around = BaseAround(Naming(base, target_class(base, [pair])))
-        return cast(Meaning, over(source.adapter, around))
-    return implementation.meaning(source.adapter, base_is_initialised=options.base_is_initialised)
+    around = partial(around_in, base, source.adapter)
+    return meaning_of(source.adapter, around, base_is_initialised=options.base_is_initialised)
 
 
 def _idle(sources: Sequence[Source]) -> Iterator[Fate]:

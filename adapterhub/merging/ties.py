@@ -46,7 +46,7 @@ def settle(naming: Naming, works: Mapping[str, Work]) -> Settled:
         found = [(name, works[name]) for name in group if name in works]
         pairs = [(a[0], b[0]) for a, b in combinations(found, 2) if differ(a[1], b[1])]
         if pairs:
-            _refuse_unread(group, works)
+            refuse_unread(group, works)
             apart += pairs
     borrowed = {name: p for name, p in naming.base.borrowed.items() if name in works}
     if not apart:
@@ -77,7 +77,7 @@ def _note(apart: Sequence[tuple[str, str]], works: Mapping[str, Work]) -> str:
     return f"untied: {', '.join(names[:-1])} and {names[-1]} now differ"
 
 
-def _refuse_unread(group: Sequence[str], works: Mapping[str, Work]) -> None:
+def refuse_unread(group: Sequence[str], works: Mapping[str, Work]) -> None:
     """T5's and BART's `shared` only lends its weight: what PEFT adds to it, no token meets."""
     source = group[0]
     readers = [name for name in group[1:] if name.endswith("embed_tokens.weight")]

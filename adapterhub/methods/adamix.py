@@ -74,18 +74,23 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
     """Raises NotMergeable."""
     raise NotMergeable(
         "AdaMix (adamix) cannot be merged into a base: a bottleneck has a nonlinearity within",
-        remedy="adapterhub.methods.adamix.averaged makes one bottleneck of its experts, to attach",
+        remedy="attach it (ah.attach takes the average of its experts), or write that as one "
+        'bottleneck: formats.write(methods.adamix.averaged(adapter), DIR, to="native")',
     )
 
 
 def averaged(adapter: Adapter) -> Adapter:
-    """One bottleneck in the place of each soup; whole tensors stay. Raises InvalidAdapter."""
+    """One bottleneck in the place of each soup; whole tensors stay. Raises InvalidAdapter.
+
+    `formats.write(averaged(adapter), directory, to="native")` keeps it, for `add`.
+    """
     modules = {module: _one(module, roles) for module, roles in adapter.modules.items()}
     layers = {m: roles for m, roles in adapter.modules.items() if _is_soup(roles)}
     sides = {m.rpartition(".")[0].endswith("attention") for m in layers}
     config = {f: v for f, v in adapter.config.items() if f != "num_experts" and v is not None}
     placed = {**PLACED, "mh_adapter": True in sides, "output_adapter": False in sides}
-    return replace(adapter, method="bottleneck", config={**placed, **config}, modules=modules)
+    config = {**placed, **config}
+    return replace(adapter, method="bottleneck", format="native", config=config, modules=modules)
 
 
 def _is_soup(roles: Mapping[str, Tensor]) -> bool:

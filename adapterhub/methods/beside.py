@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from adapterhub.adapter import Adapter
 from adapterhub.methods.signature import Signature
 
-# AdapterHub's bottlenecks: with a norm before, the projection is the second of its sequence.
-_DOWN = re.compile(r"adapter_down\.\d+\.weight")
+# AdapterHub's bottlenecks: with a norm before, the projection is the second of its sequence. Of an
+# AdaMix every expert is alike.
+_DOWN = re.compile(r"adapter_down\.\d+\.weight|MoA_A\.deepspeed_experts\.0\.weight")
 _LAYER = re.compile(r"(.*?)(?:^|\.)(\d+)(?:\.|$)")
 
 
 def bottlenecks(adapter: Adapter) -> Signature | None:
-    """Of an adapter with `adapter_down` projections, (bottleneck, width); None of any other.
+    """Of an adapter with projections down, (bottleneck, width); None of any other.
 
     They stand at the output of layers, not on modules with a weight of their own, so that only
     the width and the number of layers tell; the latter where no layer was left out.

@@ -255,9 +255,9 @@ def _whole(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 def parts(adapter: Adapter) -> Meaning:
     """The whole tensors; what the method itself does is nobody's part yet.
 
-    Only PEFT's are the model's own: the heads of other formats are modules of their library.
+    Not the heads of AdapterHub, which are modules of its own classes.
     """
-    if adapter.format != "peft":
+    if adapter.format == "adapterhub":
         return ()
     return tuple(
         Replacement(module, role.removeprefix(REPLACE), tensor, role)
@@ -275,6 +275,11 @@ def meaning(adapter: Adapter, *, base_is_initialised: bool = False) -> Meaning:
         "do it yet",
         "no": "what it does is no change of the base's weights",
     }
+    if row.does == ("attach",):
+        raise NotMergeable(
+            f"{row.title} ({adapter.method}) cannot be merged: {ways[row.mathematics.merge]}",
+            remedy="attach it to a model in memory: ah.attach(model, REF), or ah.load_model(REF)",
+        )
     loader = "peft" if row.peft_type else "the library that it comes from"
     by_hand = "merge it with peft: PeftModel.from_pretrained(…).merge_and_unload()"
     can = row.mathematics.merge != "no" and row.peft_type

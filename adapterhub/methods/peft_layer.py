@@ -117,6 +117,8 @@ def _merged(
     _load(live, layer.module, own, shared)
     if peft_type == "FROD":
         _rebase(live.get_submodule(f"{_PREFIX}{layer.module}"))
+    if peft_type == "ADAMSS":
+        _refuse_other_clusters(live.get_submodule(f"{_PREFIX}{layer.module}"))
     live.merge_and_unload(safe_merge=True)
     bias = None if leaf.bias is None else leaf.bias.detach().numpy()
     return Layer(layer.module, leaf.weight.detach().numpy(), bias)
@@ -204,3 +206,15 @@ def _rebase(layer: Any) -> None:
         raise ValueError(f"frod_s_size and frod_s_indices must lie within {size}")
     weight = layer.get_base_layer().weight
     layer.frod_U[name] = layer._calculate_frod_u_and_lambda(v, weight)[0]
+
+
+def _refuse_other_clusters(layer: Any) -> None:
+    """AdaMSS finds its rows by clustering the weight anew, and PEFT takes whatever sizes come."""
+    name = layer.active_adapters[0]
+    found = [len(layer.seg_result[name][number]) for number in layer.train_subspace_index[name]]
+    trained = [b.shape[0] for b in layer.adamss_B[name]]
+    if found != trained:
+        raise ValueError(
+            f"clusters of {trained} rows were trained, and this weight has clusters of {found}; is "
+            "this the base, in the dtype, that it was trained on?"
+        )

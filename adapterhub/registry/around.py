@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from adapterhub._introspect import ordered
+from adapterhub.adapter import Adapter
+from adapterhub.base import Base
 from adapterhub.errors import NotMergeable
+from adapterhub.methods import Meaning, Surroundings, method
 from adapterhub.methods.meaning import Values
+from adapterhub.registry.fit import target_class
 from adapterhub.registry.naming import Naming
-from adapterhub.tensorfile import FileTensor
+from adapterhub.tensorfile import FileTensor, Tensor
+
+
+def meaning_of(
+    adapter: Adapter, around: Callable[[], Surroundings], *, base_is_initialised: bool = False
+) -> Meaning:
+    """What the adapter means in a base; `around` is asked where its files alone do not tell."""
+    implementation = method(adapter.method).implementation
+    over = getattr(implementation, "meaning_over", None)
+    if over is not None:
+        return cast(Meaning, over(adapter, around()))
+    return implementation.meaning(adapter, base_is_initialised=base_is_initialised)
+
+
+def around_in(base: Base, adapter: Adapter) -> BaseAround:
+    """The surroundings in the class that the adapter's heads ask for."""
+    pair = (adapter, method(adapter.method).implementation.parts(adapter))
+    return BaseAround(Naming(base, target_class(base, [pair])))
 
 
 @dataclass(frozen=True)
@@ -21,21 +43,25 @@ class BaseAround:
     naming: Naming
 
     def read(self, module: str, parameter: str) -> Values | None:
-        tensor = self.naming.base.tensors.get(f"{self.naming.stored(module)}.{parameter}")
+        tensor = self.tensor(f"{self.naming.stored(module)}.{parameter}")
         if tensor is None:
             return None
-        if not isinstance(tensor, FileTensor):  # of a live model, where it may be changed by now
-            raise NotMergeable(
-                f"what becomes of {module} hangs on its {parameter}, which changes too while the "
-                "model is in memory",
-                remedy="adapterhub merge BASE ADAPTER --out DIR, and load DIR",
-            )
         values = np.array(tensor.read(), np.float32)
         if values.ndim < 2:
             return values
         if parameter == "weight" and self.naming.kind(module) == "Conv1D":
             return np.ascontiguousarray(values.T)
         return values.reshape(values.shape[0], -1)
+
+    def tensor(self, stored: str) -> Tensor | None:
+        """As it was before any change."""
+        found: Tensor | None = self.naming.base.tensors.get(stored)
+        if found is not None and not isinstance(found, FileTensor):
+            raise NotMergeable(
+                f"{stored} is in memory, where it may have been changed before it is read",
+                remedy="adapterhub merge BASE ADAPTER --out DIR, and load DIR",
+            )
+        return found
 
     def linears(self) -> dict[str, tuple[int, int]] | None:
         result = self.naming.result

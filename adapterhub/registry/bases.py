@@ -68,18 +68,21 @@ class Bases:
             )
         return self._write(base, name, root)
 
-    def remember(self, base: Base, weights_root: str) -> None:
+    def remember(self, base: Base, weights_root: str) -> str:
         """Record a base that was used, unless one with these weights is recorded and still there.
 
-        A default name that means other weights gets a part of the digest behind it.
+        A default name that means other weights gets a part of the digest behind it. Gives the name
+        that the base is recorded by.
         """
         same = [record for record in self.list() if record["weights_root"] == weights_root]
-        if any(Path(record["path"]).is_dir() for record in same):
-            return
+        there = [record for record in same if Path(record["path"]).is_dir()]
+        if there:
+            return str(there[0]["name"])
         name = same[0]["name"] if same else _default_name(base.path)
         if self._taken(name, weights_root):
             name = f"{name}-{weights_root.removeprefix(digest.PREFIX)[:8]}"
         self._write(base, name, weights_root)
+        return name
 
     def _taken(self, name: str, root: str) -> bool:
         place = self._place(name)

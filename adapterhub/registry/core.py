@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,8 @@ from adapterhub.registry import (
     loading,
     looking,
     runs,
+    sparse,
+    storing,
     verifying,
 )
 from adapterhub.registry.adding import Added, BaseAtHand, Request
@@ -157,12 +160,27 @@ class Registry:
         README.md goes along with this one; what people edited never does.
 
         With `base` (a BASE) it is checked against that base, whose digests are recorded and which
-        is registered; `progress` is told of its bytes hashed. The same bytes again change nothing.
+        is registered; `progress` is told of its bytes hashed. Whole weights with a FISH mask need
+        it: their difference is stored, as native. The same bytes again change nothing.
         Raises what is wrong, before anything is stored.
         """
         path = looking.local(path)
         before = adding.fingerprints(path)
         reading = loading.read(path, allow_pickle)
+        if base is not None and sparse.is_against(reading):
+            storing.refuse_links(reading, self.store)
+            with sparse.written(reading, self.base.resolve(base), allow_pickle) as native:
+                return self.add(
+                    native,
+                    name=name or runs.default_name(reading.path),
+                    tag=tag,
+                    base=base,
+                    labels=labels,
+                    new=new,
+                    origin=origin or {"path": str(reading.path.resolve())},
+                    follow_card=follow_card,
+                    progress=progress,
+                )
         request = Request(
             name=check_name(name or runs.default_name(reading.path)),
             tags=tuple(check_tag(t) for t in ([tag] if isinstance(tag, str) else tag)),
@@ -175,7 +193,8 @@ class Registry:
         at_hand = self._at_hand(base, adapter, path, progress) if base is not None else None
         added = adding.add(self.store, reading, request, at_hand, before)
         if at_hand is not None:
-            self.base.remember(at_hand.base, at_hand.weights_root)
+            called = self.base.remember(at_hand.base, at_hand.weights_root)
+            return replace(added, base=added.base or called)
         return added
 
     def _at_hand(

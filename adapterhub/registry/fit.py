@@ -42,6 +42,9 @@ __all__ = [
 
 LABELLED = ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLS")  # tasks whose heads have a row for each label
 
+_ANOTHER = "check that this is the base it was trained on: adapterhub show REF"
+_PACKED = "this base is quantised: give the full-precision one, from which it was made"
+
 
 # --- the class of the result ------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ def refuse(base: Base, name: str, found: Sequence[str]) -> None:
         raise BaseMismatch(
             f"{name} does not fit the base {base.path}: {count}",
             details=found,
-            remedy="check that this is the base it was trained on: adapterhub show REF",
+            remedy=_PACKED if base.config.get("quantization_config") else _ANOTHER,
         )
 
 
@@ -160,8 +163,10 @@ def mismatches(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:
     """Why `adapter` cannot be applied to the base, a sentence for each module."""
     base = seen(base, base.model_class, [(adapter, parts)])
     naming = Naming(base)
-    found = [sentence for part in parts if (sentence := mismatch(naming, part, adapter.config))]
-    return [*found, *wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, parts)]
+    said = [(part, mismatch(naming, part, adapter.config)) for part in parts]
+    found = [sentence for _, sentence in said if sentence]
+    rest = tuple(part for part, sentence in said if not sentence)
+    return [*found, *wrong_ranks(naming, adapter, parts), *_homeless(base, adapter, rest)]
 
 
 def _homeless(base: Base, adapter: Adapter, parts: Meaning) -> list[str]:

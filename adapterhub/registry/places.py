@@ -135,6 +135,8 @@ def missing(naming: Naming, module: str, parameter: str) -> str:
     """The sentence that the base has no such tensor, with what is known about it."""
     tie = naming.base.tied.get(f"{naming.stored(module)}.{parameter}")
     why = f"; it is tied to {tie}" if tie else ""
+    if parameter == "bias" and f"{naming.stored(module)}.weight" in naming.base.tensors:
+        why += "; its layer has no bias, and gets one in memory only (ah.attach)"
     if naming.base.config.get("quantization_config"):
         why += "; the base is quantised, give the full-precision one"
     return f"{module}.{parameter}: the base has no such tensor{why}"

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.adapter import Adapter, BaseClaim
+from adapterhub.adapter import Adapter, BaseClaim, Reading
 from adapterhub.base import Base
 from adapterhub.errors import BaseMismatch, InvalidAdapter
+from adapterhub.formats import fish_mask, native
 from adapterhub.methods.shapes import PARAMETERS
 from adapterhub.registry.naming import Naming
 from adapterhub.tensorfile import ArrayTensor, Tensor
 
 Array = NDArray[Any]
 FLOATS = ("F32", "F16", "BF16")
+_CARD = "README.md"
+
+
+def is_against(reading: Reading) -> bool:
+    """Whether it is whole weights with a mask, of which a base makes an adapter."""
+    return [problem.code for problem in reading.fatal] == [fish_mask.AGAINST]
+
+
+@contextmanager
+def written(reading: Reading, base: Base, allow_pickle: bool) -> Iterator[Path]:
+    """A directory with the difference to `base`, as native, and with the model card.
+
+    Raises what `difference` does, and PickleRefused without consent.
+    """
+    weights, masks = fish_mask.tensors(reading.path, allow_pickle)
+    adapter = difference(base, weights, masks=masks)
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as directory:
+        native.write(adapter, Path(directory))
+        card = reading.path / _CARD
+        if card.is_file() and not card.is_symlink():
+            shutil.copyfile(card, Path(directory) / _CARD)
+        yield Path(directory)
 
 
 def difference(

@@ -43,7 +43,8 @@ def spot(naming: Naming, part: Delta | Transform) -> Spot | None:
     flat = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
     asked = part.shape if isinstance(part, Transform) else part.value.shape
     if not (fits(asked, shape) or fits(asked, flat)):
-        got, expected = [size or "any" for size in asked], list(shape)
+        got = f"[{', '.join(str(size or 'any') for size in asked)}]"
+        expected = list(shape)
         raise BaseMismatch(
             f"{part.module}.{part.parameter}: the adapter is for {got}, the base has {expected}"
         )

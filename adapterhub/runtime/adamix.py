@@ -8,7 +8,6 @@ from adapterhub.adapter import Adapter
 from adapterhub.errors import NotSupported
 from adapterhub.methods.adamix import averaged
 from adapterhub.runtime.hooks import Hooks, hooked
-from adapterhub.runtime.ladder_side import refuse_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 def plan(model: PreTrainedModel, adapter: Adapter, weight: float) -> Hooks:
     """As `hooks.Hooked`; raises InvalidAdapter as well, for experts that do not go together."""
-    refuse_whole(adapter)
     bottlenecks = hooked("bottleneck")
     if bottlenecks is None:
         raise NotSupported("bottlenecks are not attached by this version")

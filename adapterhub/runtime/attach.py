@@ -21,6 +21,7 @@ from adapterhub.errors import InvalidOption, NotSupported
 from adapterhub.merging.work import Fate, Source
 from adapterhub.runtime.live import Live
 from adapterhub.runtime.originals import InFiles, InMemory, Originals
+from adapterhub.runtime.planning import How
 from adapterhub.runtime.state import Entry, State, state_of
 
 if TYPE_CHECKING:
@@ -36,19 +37,21 @@ def attach(
     *,
     base: Base | None = None,
     find: Find | None = None,
+    how: How | None = None,
 ) -> Attached:
     """Attach these adapters behind those that are attached already.
 
     `base`: where the original bits are read again at detach; None keeps them in memory instead.
-    `find` makes a Source of what `Attached.switch` is given. Raises BaseMismatch with all that
-    does not fit, NotMergeable, NotSupported, AlreadyExists; the model is then as it was.
+    `find` makes a Source of what `Attached.switch` is given. `how`: the same for all. Raises
+    BaseMismatch with all that does not fit, NotMergeable, NotSupported, AlreadyExists; the model is
+    then as it was.
     """
     if not sources:
         raise InvalidOption("no adapter was given", remedy="name at least one adapter")
     state = state_of(model)
     wanted: Originals = InFiles(base) if base is not None else InMemory()
     with state.lock:
-        entries = [Entry(source) for source in sources]
+        entries = [Entry(source, how or How()) for source in sources]
         state.become([*state.entries, *entries], state.restore_by(wanted))
         return Attached(model, state, entries, find)
 
@@ -124,7 +127,7 @@ class Attached:
         else:
             raise InvalidOption(f"{ref!r} is no Source", remedy="use adapterhub.attach for refs")
         with self._state.lock:
-            entries, new = list(self._state.entries), Entry(source)
+            entries, new = list(self._state.entries), Entry(source, self._entries[0].how)
             place = entries.index(self._entries[0])
             entries[place] = new
             kept = [e for e in entries if e is new or e not in self._entries]

@@ -88,7 +88,7 @@ def refuse_heads(adapter: Adapter) -> None:
             "the adapter brings a head of AdapterHub's own classes, which this model has no place "
             "for",
             details=heads[:20],
-            remedy="save it without: model.save_adapter(directory, name, with_head=False)",
+            remedy="attach it without: adapterhub.attach(model, REF, with_head=False)",
         )
 
 

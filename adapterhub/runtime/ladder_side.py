@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.adapter import REPLACE, Adapter
+from adapterhub.adapter import Adapter
 from adapterhub.errors import BaseMismatch, NotSupported
 from adapterhub.methods.ladder_side import LAYER, rungs
 from adapterhub.runtime.hooks import After, Hooks, Undo
@@ -40,7 +40,6 @@ def plan(model: PreTrainedModel, adapter: Adapter, weight: float) -> Hooks:
             f"a ladder cannot be attached with weight {weight:g}: it takes the place of the output",
             remedy="give this adapter weight 1",
         )
-    refuse_whole(adapter)
     layers = rungs(adapter)
     stack, numbers = _stack(model, layers)
     output = str(adapter.config["output"])
@@ -55,18 +54,6 @@ def plan(model: PreTrainedModel, adapter: Adapter, weight: float) -> Hooks:
         others=(_without_cache(model),),
         nbytes=sum(p.numel() * p.element_size() for p in ladder.parameters()),
     )
-
-
-def refuse_whole(adapter: Adapter) -> None:
-    """Whole tensors, as of a head, go into weights; this runs beside them."""
-    whole = [f"{m}.{role}" for m, role, _ in adapter.tensors() if role.startswith(REPLACE)]
-    if whole:
-        raise NotSupported(
-            f"{adapter.method} is attached beside the weights, and this adapter brings "
-            f"{len(whole)} whole tensors to put into them",
-            details=whole[:20],
-            remedy="keep the head in an adapter of its own (bitfit), and attach both",
-        )
 
 
 def _stack(model: PreTrainedModel, layers: list[str]) -> tuple[str, list[int]]:

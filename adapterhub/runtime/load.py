@@ -6,21 +6,27 @@ in both; the arithmetic is that of a merge, with the same kernel and so the same
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
-from adapterhub.errors import BaseMismatch
+from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.merging.work import Source
-from adapterhub.methods import Meaning, Replacement, method
+from adapterhub.methods import Meaning, Replacement
 from adapterhub.registry import fit
+from adapterhub.registry.around import around_in, meaning_of
 from adapterhub.runtime.changing import change
 from adapterhub.runtime.guards import guard
 from adapterhub.runtime.hooks import hooked, install
 from adapterhub.runtime.live import Live
-from adapterhub.runtime.planning import plan
+from adapterhub.runtime.originals import InMemory
+from adapterhub.runtime.planning import How, Planned, plan
+from adapterhub.runtime.resizing import resize
+from adapterhub.runtime.splitting import apply, part
 from adapterhub.tensorfile import Tensor
 
 if TYPE_CHECKING:
@@ -40,7 +46,7 @@ AUTO_CLASSES: Mapping[str, str] = {
 }
 
 
-def load(base: Base, source: Source) -> PreTrainedModel:
+def load(base: Base, source: Source, *, base_is_initialised: bool = False) -> PreTrainedModel:
     """A model of the adapter's task in the base's dtype, in eval mode, the adapter applied.
 
     What merges goes into the weights for good; what does not runs beside them, as do factors
@@ -48,14 +54,20 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     BaseMismatch with everything that does not fit, or that neither base nor adapter has.
     """
     adapter = source.adapter
-    meaning = _meaning(adapter)
+    how = How(base_is_initialised=base_is_initialised)
+    meaning = _meaning(base, adapter, how)
     if not _is_quantised(base):  # whose files hold other shapes than the model
         fit.check(base, adapter, name="the adapter")  # before a model is loaded
     heads = _brought(meaning)
     model, missing = _from_pretrained(base, adapter, meaning)
     _refuse_random(missing, heads, base)
+    resize(model, meaning)
     live = Live(model)
-    planned = plan(live, [source])
+    kept = InMemory()
+    planned = plan(live, [source], kept, [how])
+    kept.keep(live, _paired(planned))
+    if planned.split:
+        _untie(live, planned)
     change(planned.works, live.tensors, live.held, planned.sources)
     for hooks in planned.hooks:
         install(model, hooks)
@@ -64,10 +76,34 @@ def load(base: Base, source: Source) -> PreTrainedModel:
     return model.eval()
 
 
-def _meaning(adapter: Adapter) -> Meaning:
+def _meaning(base: Base, adapter: Adapter, how: How) -> Meaning:
     if hooked(adapter.method):
         return ()
-    return method(adapter.method).implementation.meaning(adapter)
+    around = partial(around_in, base, adapter)
+    return meaning_of(adapter, around, base_is_initialised=how.base_is_initialised)
+
+
+def _untie(live: Live, planned: Planned) -> None:
+    """For good, and as a merge does: config.json says that nothing is tied."""
+    found = live.base.model_class
+    if found is None or found.tying not in ("by-default", "on-request"):
+        raise NotMergeable(
+            f"the adapter changes {' and '.join(sorted(planned.split))} apart from what shares the "
+            f"weight, and no config can say that of a {type(live.model).__name__}",
+            remedy="attach it to a model in memory instead: adapterhub.attach(model, REF)",
+        )
+    apply(part(live, planned.split, {}), live)
+    for config in (live.model.config, live.model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _paired(planned: Planned) -> list[str]:
+    """Weights and biases that another library makes from each other."""
+    theirs = {
+        n for n, work in planned.works.items() if any(s.change and s.change.by for s in work.slabs)
+    }
+    modules = Counter(name.rpartition(".")[0] for name in theirs)
+    return [name for name in theirs if modules[name.rpartition(".")[0]] > 1]
 
 
 def _is_quantised(base: Base) -> bool:

@@ -30,6 +30,9 @@ class Originals(Protocol):
     def values(self) -> Mapping[str, Tensor]:
         """What is kept, by name, for a merge to start from."""
 
+    def value(self, name: str) -> Tensor | None:
+        """One of `values`."""
+
     def restore(self, held: torch.Tensor, name: str) -> None: ...
 
     def drop(self, names: Iterable[str]) -> None: ...
@@ -58,6 +61,10 @@ class InMemory:
 
     def values(self) -> Mapping[str, Tensor]:
         return {name: in_memory(tensor) for name, tensor in self._kept.items()}
+
+    def value(self, name: str) -> Tensor | None:
+        found = self._kept.get(name)
+        return None if found is None else in_memory(found)
 
     def restore(self, held: torch.Tensor, name: str) -> None:
         put(held, self._kept[name])
@@ -109,6 +116,9 @@ class InFiles:
         if self._kept:
             self.base.check_unchanged()
         return dict(self._kept)
+
+    def value(self, name: str) -> Tensor | None:
+        return self._kept.get(name)
 
     def restore(self, held: torch.Tensor, name: str) -> None:
         self.base.check_unchanged()

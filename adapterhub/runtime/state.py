@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -15,7 +15,8 @@ from adapterhub.runtime.guards import Dress, guard, unguard
 from adapterhub.runtime.hooks import Undo, install
 from adapterhub.runtime.live import Live
 from adapterhub.runtime.originals import Originals
-from adapterhub.runtime.planning import Planned, plan
+from adapterhub.runtime.planning import How, Planned, plan
+from adapterhub.runtime.splitting import Parted, apply, join, nbytes, part, sources
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ class Entry:
     """One attached adapter; `remove` takes its hooks off."""
 
     source: Source
+    how: How = field(default_factory=How)
     remove: Undo | None = field(default=None)
 
 
@@ -47,6 +49,7 @@ class State:
         self._model = ref(model)
         self._now: tuple[tuple[Entry, ...], Planned] = (), _NOTHING
         self._originals: Originals | None = None
+        self._parted: Parted = {}
         self.dress = Dress(model)
         self._seen: dict[str, tuple[torch.Tensor, int]] = {}  # as we left them
         self.lock = threading.RLock()
@@ -68,8 +71,8 @@ class State:
 
     @property
     def memory(self) -> int:
-        """Bytes kept for the restore, and by hooks."""
-        kept = self._originals.nbytes if self._originals else 0
+        """Bytes kept for the restore, of weights that are shared no more, and by hooks."""
+        kept = (self._originals.nbytes if self._originals else 0) + nbytes(self._parted)
         return kept + sum(hooks.nbytes for hooks in self.planned.hooks)
 
     def restore_by(self, originals: Originals) -> Originals:
@@ -100,23 +103,32 @@ class State:
             kept = originals or self._originals
             if kept is None:
                 return
-            before = self._originals
-            live = Live(self.model, kept.values())
-            new = plan(live, [entry.source for entry in entries])
-            step = _Step(self, live, new, tuple(entries), kept)
-            if not discard:
-                self._refuse_strangers(live, (*step.changed, *step.gone))
+            before, step = self._originals, None
             try:
+                step = self._prepared(tuple(entries), kept, discard)
                 self._originals = kept
                 step.run()
-                self._now = tuple(entries), new
-                self._settled(live)
+                self._now, self._parted = (tuple(entries), step.new), step.parted
+                self._settled(step.live)
             except BaseException:
+                if step is None:
+                    apply(self._parted)
+                    raise
                 self._now = _insist(step.roll_back)
-                self._originals = before
-                self._settled(live)
+                self._originals, self._parted = before, step.parted
+                self._settled(step.live)
                 raise
             kept.drop(step.gone)
+
+    def _prepared(self, entries: tuple[Entry, ...], kept: Originals, discard: bool) -> _Step:
+        """What is to be done, decided over the model with its own ties back in place."""
+        strange = [] if discard else self.strangers(Live(self.model), self.planned.works)
+        join(self._parted)
+        live = Live(self.model, kept.values())
+        sources, hows = [e.source for e in entries], [e.how for e in entries]
+        step = _Step(self, live, plan(live, sources, kept, hows), entries, kept)
+        _refuse_strangers({*step.changed, *step.gone, *self._parted} & {*strange})
+        return step
 
     def _settled(self, live: Live) -> None:
         names = self.planned.works
@@ -135,15 +147,15 @@ class State:
             and (live.held.get(name) is not seen[0] or _version(seen[0]) != seen[1])
         ]
 
-    def _refuse_strangers(self, live: Live, names: Iterable[str]) -> None:
-        found = self.strangers(live, names)
-        if found:
-            raise NotSupported(
-                f"{len(found)} tensors were changed by others since the adapter was attached, and "
-                "the base's bits would overwrite that",
-                details=sorted(found)[:20],
-                remedy="detach(discard=True) gives the base's bits back all the same",
-            )
+
+def _refuse_strangers(found: Collection[str]) -> None:
+    if found:
+        raise NotSupported(
+            f"{len(found)} tensors were changed by others since the adapter was attached, and "
+            "the base's bits would overwrite that",
+            details=sorted(found)[:20],
+            remedy="detach(discard=True) gives the base's bits back all the same",
+        )
 
 
 class _Step:
@@ -160,22 +172,35 @@ class _Step:
         self.live, self.new, self.entries, self.kept = live, new, entries, kept
         self.model, self.dress = state.model, state.dress
         self.was, self.old = state.entries, state.planned
+        self.parted = self.parted_before = state._parted
         then, now = _told(self.old, self.was), _told(new, entries)
-        self.changed = [name for name in now if then.get(name) != now[name]]
-        self.gone = [name for name in then if name not in now]
+        same = {name for name in now if then.get(name) == now[name]}
+        self.reused = {n: a for n, a in self.parted.items() if n in same & new.split}
+        moved = (self.parted.keys() | new.split) - self.reused.keys()
+        self.changed = [name for name in now if name not in same or name in moved]
+        kept_on = {name for name in now if name not in new.split}
+        self.gone = [name for name in then if name not in kept_on and name not in self.parted]
         self._done: list[Callable[[], None]] = []  # what undoes the hooks, in order
 
     def run(self) -> None:
-        self.kept.keep(self.live, self.changed)
+        self.kept.keep(self.live, [name for name in self.changed if name not in self.new.split])
+        self._restore(name for name in self.gone if name in self.new.split)
+        self.parted = part(self.live, self.new.split, self.reused)
+        apply(self.parted, self.live)
         self._compute(self.new, self.changed)
-        for name in self.gone:
-            self.kept.restore(self.live.held[name], name)
+        self._restore(name for name in self.gone if name not in self.new.split)
         self._hook()
         self.dress.wear(self.new)
 
+    def _restore(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.kept.restore(self.live.held[name], name)
+
     def _compute(self, planned: Planned, names: Iterable[str]) -> None:
         works = {name: planned.works[name] for name in names}
-        change(works, self.kept.values(), self.live.held, planned.sources)
+        values = dict(self.kept.values())
+        values |= sources(self.live, self.parted, values)
+        change(works, values, self.live.held, planned.sources)
 
     def _hook(self) -> None:
         was, now = self.was, self.entries
@@ -202,11 +227,14 @@ class _Step:
         while self._done:
             self._done.pop()()
         self.dress.wear(self.old)
-        before = [name for name in (*self.changed, *self.gone) if name in self.old.works]
+        join(self.parted, self.live)
+        self.parted = self.parted_before
+        placed = self.old.works.keys() - self.parted.keys()  # changed where they stand
         kept = self.kept.values()
-        fresh = [name for name in self.changed if name not in self.old.works and name in kept]
-        for name in fresh:
-            self.kept.restore(self.live.held[name], name)
+        fresh = [name for name in self.changed if name not in placed and name in kept]
+        self._restore(fresh)
+        apply(self.parted, self.live)
+        before = [name for name in dict.fromkeys((*self.changed, *self.gone)) if name in placed]
         try:
             self._compute(self.old, before)
         except Exception:
@@ -216,8 +244,9 @@ class _Step:
         return self.was, self.old
 
     def _bare(self) -> None:
-        for name in self.old.works:
-            self.kept.restore(self.live.held[name], name)
+        join(self.parted, self.live)
+        self._restore(self.old.works.keys() - self.parted.keys())
+        self.parted = {}
         for entry in self.was:
             _off(entry)()
         self.dress.wear(_NOTHING)

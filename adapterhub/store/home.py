@@ -13,6 +13,8 @@ from adapterhub.errors import NotSupported, StoreError
 from adapterhub.store import files
 
 FORMAT = 1
+# The folders of manifests that a new home has; others, and those of blobs, are made when needed.
+FOLDERS = tuple(f"{number:02x}" for number in range(256))
 NETWORK = {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afs", "9p", "ceph", "lustre"}
 NETWORK |= {"gpfs", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone"}
 NETWORK |= {"afpfs", "webdav", "davfs", "fuse.davfs2", "fuse.gcsfuse", "beegfs", "ncpfs"}
@@ -107,8 +109,8 @@ def _create(home: Home) -> None:
     for tree in (home.blobs, home.manifests):
         files.mkdir(tree)
         files.fsync_path(tree.parent)
-    for number in range(256):  # a blob's are made when needed
-        files.mkdir(home.manifests / f"{number:02x}")
+    for name in FOLDERS:
+        files.mkdir(home.manifests / name)
     files.fsync_path(home.manifests)
     for name in ("refs", "locks", "tmp", "bases", "cache"):
         files.mkdir(home.root / name)

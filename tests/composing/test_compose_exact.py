@@ -13,8 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from adapterhub import composing
 from adapterhub.composing import Options
+from adapterhub.composing.cases import Case, Cases
+from adapterhub.composing.factored import Factors, svd
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
 from adapterhub.formats import read
+from adapterhub.methods import BiasDelta, method
 
 
 @pytest.mark.parametrize("other", [{}, {"r": 5, "use_rslora": True}, {"lora_alpha": 1}])
@@ -158,3 +161,77 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(NotMergeable, match="NaN or infinite"):
         composed([given(path)])
+
+
+def test_biases_of_lora_b_are_added_too(tmp_path: Path) -> None:
+    paths = [
+        lora(tmp_path / name, seed, [Q], lora_bias=True) for name, seed in (("a", 1), ("b", 2))
+    ]
+    values = []
+    for path in paths:
+        file = path / "adapter_model.safetensors"
+        bias = np.random.default_rng(len(values)).standard_normal(12).astype(np.float32)
+        save_file(
+            {**load_file(file), f"base_model.model.{Q}.lora_B.bias": bias}, file, {"format": "pt"}
+        )
+        values.append(bias.astype(np.float64))
+    inputs = [given(paths[0], 0.5), given(paths[1], -2.0), given(paths[0], 0.25)]
+    adapter, _ = composed(inputs)
+    assert adapter.config["lora_bias"] is True
+    (part,) = [
+        p for p in method("lora").implementation.meaning(adapter) if isinstance(p, BiasDelta)
+    ]
+    found = part.scale * np.asarray(part.value.read(), np.float64)
+    assert np.allclose(found, 2 * (0.75 * values[0] - 2 * values[1]), atol=1e-6)
+
+
+def test_cases_hang_on_the_module(tmp_path: Path) -> None:
+    a, b = given(lora(tmp_path / "a", 1)), given(lora(tmp_path / "b", 2))
+    weights = {1: Cases((Case("v_proj", 0.0), Case("model.layers.?.*.q_proj", -2.0)))}
+    rank = Cases((Case("q_proj", 2),))
+    adapter, report = composed([a, b], weights=weights, rank=rank)
+    assert_close({V: deltas(adapter)[V]}, {V: deltas(a.adapter)[V]})
+    wanted = deltas(a.adapter)[Q] - 2 * deltas(b.adapter)[Q]
+    u, s, vt = np.linalg.svd(wanted)
+    assert_close({Q: deltas(adapter)[Q]}, {Q: u[:, :2] * s[:2] @ vt[:2]})
+    assert {m.module: m.rank for m in report.modules} == {Q: 2, V: 3}
+    assert not report.reproducible
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40), (7, 7), (40, 1)])
+@pytest.mark.parametrize("spread", [0, 3, 9, 20])
+def test_the_svd_of_factors_of_any_condition(shape: tuple[int, int], spread: int) -> None:
+    """Columns from 1 to 10^-spread, some of them nearly alike, one of zeros."""
+    dice = np.random.default_rng(spread)
+    rank = min(shape) + 2
+    b = dice.standard_normal((shape[0], rank)) * np.logspace(0, -spread, rank)
+    b[:, -1] = b[:, 0] * (1 + 1e-9)
+    a = dice.standard_normal((rank, shape[1]))
+    a[rank // 2] = 0
+    found = svd(Factors(b, a))
+    expected = np.linalg.svd(b @ a, compute_uv=False)
+    assert np.allclose(found.s[: len(expected)], expected, rtol=0, atol=1e-13 * expected[0])
+    assert np.linalg.norm(found.u * found.s @ found.vt - b @ a) <= 1e-13 * np.linalg.norm(b @ a)
+    kept = found.s > 1e-9 * found.s[0]
+    for basis in (found.u[:, kept], found.vt[kept].T):
+        assert np.allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-10)
+
+
+def test_biases_where_weights_do_not_decide(tmp_path: Path) -> None:
+    inputs = []
+    for name in "ab":
+        path = lora(tmp_path / name, ord(name), [Q], lora_bias=True)
+        file = path / "adapter_model.safetensors"
+        bias = np.full(12, ord(name), np.float32)
+        save_file(
+            {**load_file(file), f"base_model.model.{Q}.lora_B.bias": bias}, file, {"format": "pt"}
+        )
+        inputs.append(given(path))
+    for name in ("slerp", "nuslerp", "sce", "ties"):
+        with pytest.raises(NotMergeable, match=f"{name} does not say what becomes of the biases"):
+            composed(inputs, method=name)
+    adapter, _ = composed(inputs, method="ties", parameters={"normalize": False, "lambda": 0.5})
+    (part,) = [
+        p for p in method("lora").implementation.meaning(adapter) if isinstance(p, BiasDelta)
+    ]
+    assert np.allclose(part.scale * part.value.read(), 0.5 * 2 * (ord("a") + ord("b")))

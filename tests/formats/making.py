@@ -266,6 +266,41 @@ def biases(path: Path) -> Path:
     return pickled(path / "biases.pt", shapes).parent
 
 
+SOUP = "bert.encoder.layer.0.output.ExpertSoup"
+EXPERTS: Shapes = {
+    f"{SOUP}.{side}.deepspeed_experts.{k}.{what}": shape if what == "weight" else shape[:1]
+    for side, shape in (("MoA_A", (2, 8)), ("MoA_B", (8, 2)))
+    for k in range(2)
+    for what in ("weight", "bias")
+}
+
+
+def adamix(path: Path) -> Path:
+    scores: Shapes = {f"{SOUP}.MoA_A.expert_score_weight": (2,), "classifier.weight": (3, 8)}
+    pickled(path / "pytorch_model_mnli_expert_soup.bin", {**EXPERTS, **scores})
+    return path
+
+
+def fish_mask(path: Path) -> Path:
+    shapes: Shapes = {f"{T5}.weight": (6, 6), "shared.weight": (10, 6)}
+    pickled(path / "finish.pt", shapes)
+    pickled(path / "mask.bin", shapes)
+    return path
+
+
+def said(path: Path) -> Path:
+    shapes: Shapes = {"intrinsic_parameter": (5,), "intrinsic_parameter_said": (9,)}
+    return pickled(path / "said.bin", shapes).parent
+
+
+def ladder_state(path: Path) -> Path:
+    shapes: Shapes = {
+        "encoder.block.0.side_ladder_module.layer.0.SelfAttention.q.weight": (2, 2),
+        "encoder.side_gate_params.0": (1,),
+    }
+    return pickled(path / "side.bin", shapes).parent
+
+
 def pyreft(path: Path) -> Path:
     config(path / "config.json", intervention_types=["LoreftIntervention"])
     shapes = {"weight": (2, 8), "bias": (2,), "rotate_layer": (8, 2)}
@@ -275,10 +310,13 @@ def pyreft(path: Path) -> Path:
 
 # Name of the format → what makes one. `None` as rank: it has none, or none that shows.
 MAKERS: Mapping[str, tuple[Callable[[Path], Path], str | None, set[int]]] = {
+    "adamix": (adamix, "adamix", set()),
     "adapterhub": (adapterhub, "bottleneck", set()),
     "biases": (biases, "bitfit", set()),
+    "fish_mask": (fish_mask, "fishmask", set()),
     "gguf": (gguf_lora, "lora", {2}),
     "kohya": (kohya, "lora", {2}),
+    "ladder_state": (ladder_state, "ladder_side", set()),
     "litgpt": (litgpt, "lora", {4}),
     "loralib": (loralib, "lora", {4}),
     "lycoris": (lycoris, "loha", {2}),
@@ -287,8 +325,17 @@ MAKERS: Mapping[str, tuple[Callable[[Path], Path], str | None, set[int]]] = {
     "peft": (peft, "lora", set()),
     "peft_merged_linear": (merged_linear, "lora", {2}),
     "pyreft": (pyreft, "reft", {2}),
+    "said": (said, "intrinsic_said", set()),
     "t5x_prompt": (t5x_prompt, "prompt_tuning", set()),
     "tfew": (tfew, "ia3", set()),
     "torchtune": (torchtune, "lora", {2}),
     "diffusers": (DIFFUSERS["lora.down"], "lora", {2}),
+}
+
+# What is not read for another reason than that nobody wrote a reader.
+REMEDIES = {
+    "said": "keep what it did to the weights, where you have the trained checkpoint: "
+    "adapterhub.registry.sparse.difference(base, trained); a native one stores its seed",
+    "ladder_state": "write it as native, with its layers and its `output` named: see "
+    "schemas/methods/ladder_side.json and README, Native adapters",
 }

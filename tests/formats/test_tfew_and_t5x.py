@@ -124,7 +124,8 @@ def test_several_prompts_are_several_adapters(tmp_path: Path) -> None:
     np.save(tmp_path / "sst2.npy", making.numbers((5, 8), 7))
     with pytest.raises(InvalidAdapter, match="holds 2 prompts, each an adapter") as caught:
         inspection.require(formats.read(tmp_path))
-    assert caught.value.remedy == f"name one of them: {tmp_path / 'mrpc.npy'}"
+    first = tmp_path / "mrpc.npy"
+    assert caught.value.remedy == f"name one of them: {first}; or add all: --recursive"
     assert inspection.require(formats.read(tmp_path / "sst2.npy")).parameters == 40
 
 

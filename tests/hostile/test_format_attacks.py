@@ -100,9 +100,10 @@ LAUGHS = b"]" + b"q\x00" + b"".join(b"h\x00h\x00\x86q\x00" for _ in range(60_000
         opcodes(b"}" * 500_000),
         opcodes(b"N" + b"2" * 500_000),  # DUP
         opcodes(b"}(", *(b"\x8c\x01a" + b"K\x01" for _ in range(200_000)), b"u"),
+        opcodes(b"}", *(b"\x8c\x01a" + b"K\x01s" for _ in range(100_000))),
         b"\x80\x02" + b"(" * 4_100_000,
     ],
-    ids=["marks", "doubling", "dicts", "dup", "same-key", "longer-than-read"],
+    ids=["marks", "doubling", "dicts", "dup", "same-key", "one-by-one", "longer-than-read"],
 )
 def test_pickles_that_would_cost_much(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.bin").write_bytes(data)

@@ -16,6 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from adapterhub.cli import main
+
 START_SECONDS = 60.0
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
@@ -31,8 +35,12 @@ class Hub:
 
     def token(self, *options: str) -> str:
         """A new token; without options, one that may write everywhere."""
-        done = cli(self.home, "token", "create", *(options or ("--write",)), "--json")
-        return str(json.loads(done)["result"]["secret"])
+        words = ["token", "create", *(options or ("--write",)), "--json"]
+        done = CliRunner().invoke(
+            main, words, env={"ADAPTERHUB_HOME": str(self.home)}, catch_exceptions=False
+        )
+        assert done.exit_code == 0, done.output
+        return str(json.loads(done.stdout)["result"]["secret"])
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

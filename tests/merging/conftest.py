@@ -10,6 +10,11 @@ from building import LLAMA, llama, lora, save_adapter, save_base
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _without_cards(without_cards: None) -> None:
+    pass
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     return save_base(tmp_path / "base", llama(), LLAMA, shards=2)

@@ -82,7 +82,10 @@ def test_biases_that_the_base_leaves_out_are_refused(tmp_path: Path) -> None:
     adapter = save_native(tmp_path / "it", "bitfit", arrays, task_type="CAUSAL_LM")
     with pytest.raises(BaseMismatch, match="1 mismatch") as caught:
         plan_of(base, adapter)
-    assert caught.value.details[0] == f"{Q0}.bias: the base has no such tensor"
+    assert caught.value.details[0] == (
+        f"{Q0}.bias: the base has no such tensor; its layer has no bias, and gets one in memory "
+        "only (ah.attach)"
+    )
 
 
 def test_biases_that_no_class_has_are_refused(tmp_path: Path) -> None:

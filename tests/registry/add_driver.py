@@ -32,6 +32,10 @@ def killed_at(home: Path, number: int, adapter: Path, base: Path) -> None:
 
 
 def main(template: Path, folder: Path, adapter: Path, base: Path) -> None:
+    first = folder / "0"  # so that no child imports anything that the others import again
+    shutil.copytree(template, first)
+    with api.open(first) as registry:
+        registry.add(adapter, name="a", tag="prod", base=base)
     for number in range(1, 200):
         home = folder / str(number)
         shutil.copytree(template, home)

@@ -209,6 +209,23 @@ def test_check_accepts_what_fits(tmp_path: Path) -> None:
     assert target is not None and target.name == "BertForTokenClassification"
 
 
+def test_packed_weights_of_a_quantised_base_are_called_what_they_are(tmp_path: Path) -> None:
+    packed = {f"{QUERY}.weight": (32, 1)}
+    found = base(tmp_path / "b", "bert", "BertModel", packed, quantization_config={"bits": 4})
+    pair = {"lora_A": tensor(2, 8), "lora_B": tensor(8, 2)}
+    with pytest.raises(BaseMismatch) as caught:
+        fit.check(found, adapter({QUERY: pair}), name="it")
+    assert caught.value.remedy.startswith("this base is quantised: give the full-precision one")
+
+
+def test_a_bias_that_its_layer_has_not_is_named_once(tmp_path: Path) -> None:
+    found = base(tmp_path / "b", "bert", "BertModel", {f"{QUERY}.weight": (8, 8)})
+    biases = Adapter("bitfit", "native", {}, {QUERY: {"replace:bias": tensor(8)}})
+    with pytest.raises(BaseMismatch, match="1 mismatch") as caught:
+        fit.check(found, biases, name="it")
+    assert caught.value.details[0].endswith("gets one in memory only (ah.attach)")
+
+
 def test_one_mismatch_is_said_in_the_singular(tmp_path: Path) -> None:
     bare = base(tmp_path / "b", "bert", "BertModel", BERT)
     modules = {"nowhere": {"lora_A": tensor(2, 8), "lora_B": tensor(8, 2)}}

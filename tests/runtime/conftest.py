@@ -15,6 +15,11 @@ from adapterhub.registry import Registry
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _without_cards(without_cards: None) -> None:
+    pass
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")

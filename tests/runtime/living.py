@@ -46,7 +46,7 @@ IDS = [[3, 7, 1, 9, 12]]
 def model_of(kind: str, dtype: str = "float32", seed: int = 0, **more: Any) -> Any:
     """In eval mode, every parameter random."""
     config, fields, name = MODELS[kind]
-    model = getattr(transformers, name)(getattr(transformers, config)(**fields, **more)).eval()
+    model = getattr(transformers, name)(getattr(transformers, config)(**{**fields, **more})).eval()
     randomise(model, seed, every=True)
     return model.to(getattr(torch, dtype))
 

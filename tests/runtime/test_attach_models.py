@@ -118,14 +118,6 @@ def test_another_model_is_refused_with_the_whole_list(bench: Bench) -> None:
     assert bits(other) == before
 
 
-def test_tied_weights_under_one_name_are_refused(registry: Registry, tmp_path: Path) -> None:
-    model = model_of("gpt2")
-    adapter_of(model, "LoraConfig", tmp_path / "a", target_modules=["wte"], **LORA)
-    with pytest.raises(NotMergeable, match=r"wte\.weight is tied: .* share one weight") as caught:
-        api.attach(model, tmp_path / "a", registry=registry)
-    assert "merge BASE ADAPTER" in caught.value.remedy
-
-
 def test_tied_weights_under_both_names(registry: Registry, tmp_path: Path) -> None:
     model = model_of("gpt2")
     fields = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "trainable_token_indices": [2]}

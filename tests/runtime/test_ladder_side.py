@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import adapterhub as ah
 from adapterhub import formats
 from adapterhub.adapter import Adapter
 from adapterhub.errors import BaseMismatch, NotMergeable, NotSupported
@@ -272,6 +273,22 @@ def test_the_same_in_bfloat16(tmp_path: Path) -> None:
         undo()
     scale = float(found[0].abs().max())
     assert float((found[0] - found[1]).abs().max()) < 0.1 * scale
+
+
+def test_a_head_that_was_trained_beside_it_goes_along(tmp_path: Path) -> None:
+    head = next(numbers())(32, WIDTH)
+    arrays = ladder("model.layers", (0, 1, 2), LLAMA_LAYER)
+    saved(tmp_path / "both", {**arrays, "lm_head.weight": head})
+    model, tokens = llama(), torch.arange(6).reshape(1, 6)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    other = llama()
+    undo = attached(other, saved(tmp_path / "alone", arrays))
+    other.lm_head.weight.data.copy_(torch.from_numpy(head))
+    with torch.no_grad(), ah.open(tmp_path / "home") as registry:
+        with ah.attach(model, tmp_path / "both", registry=registry):
+            assert torch.equal(model(tokens).logits, other(tokens).logits)
+        assert all(torch.equal(before[n], tensor) for n, tensor in model.state_dict().items())
+    undo()
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 from living import model_of
 
 import adapterhub as ah
-from adapterhub.errors import NotSupported
 from adapterhub.tensorfile import ArrayTensor, write_file
 
 Arrays = Mapping[str, np.ndarray]
@@ -95,22 +94,3 @@ def test_attached_is_merged_and_detached_is_nothing(tmp_path: Path, case: str, d
     assert changed >= {n for n in fields.get("shapes", {}) if n in before} and changed
     if kind == "gpt2":
         assert "lm_head.weight" in changed  # it is the embedding
-
-
-def test_a_head_beside_a_ladder_is_refused(tmp_path: Path) -> None:
-    arrays = {
-        ":first_down.weight": values(8, 16),
-        ":norm.weight": values(8),
-        ":up.weight": values(16, 8),
-        "model.layers.0:down.weight": values(8, 16),
-        "model.layers.0:gate": values(1),
-        "model.layers.0:layer.x": values(1),
-        "lm_head.weight": values(24, 16),
-    }
-    fields = {"reduction_factor": 2, "output": "model.norm"}
-    adapter = saved(tmp_path / "it", "ladder_side", arrays, fields)
-    with (
-        ah.open(tmp_path / "home") as registry,
-        pytest.raises(NotSupported, match="brings 1 whole tensors"),
-    ):
-        ah.attach(model_of("llama"), adapter, registry=registry)

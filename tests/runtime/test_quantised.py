@@ -49,6 +49,17 @@ def model(base: Path) -> Any:
     return quantised(base, load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
 
 
+@pytest.fixture(scope="module")
+def model8(base: Path) -> Any:
+    """LLM.int8, which bitsandbytes computes on a CPU, too."""
+    return quantised(base, load_in_8bit=True)
+
+
+@pytest.fixture(params=["model", "model8"])
+def either(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(autouse=True)
 def quietly() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -56,13 +67,16 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def test_4_bits(model: Any, base: Path, registry: Registry, tmp_path: Path) -> None:
+def test_factors_go_beside(either: Any, registry: Registry, tmp_path: Path) -> None:
+    model = either
     expected = adapter_of(model, "LoraConfig", tmp_path / "a", **FIELDS)
     before, answer = bits(model), output(model)
     with api.attach(model, tmp_path / "a", registry=registry) as attached:
         assert torch.allclose(output(model), expected, atol=1e-5)
         assert not torch.allclose(expected, answer, atol=1e-2)
         assert bits(model) == before
+        assert {fate.fate for fate in attached.fates} == {"runs beside the weights"}
+        assert len(attached.fates) == 2 * 2 * 2
         assert attached.memory == 4 * 4 * 4 * (64 + 64)  # two modules of two layers, A and B, fp32
         with pytest.raises(NotSupported, match="save_pretrained"):
             model.save_pretrained(tmp_path / "out")
@@ -70,8 +84,9 @@ def test_4_bits(model: Any, base: Path, registry: Registry, tmp_path: Path) -> N
 
 
 def test_weights_that_are_not_quantised_are_merged_into(
-    model: Any, registry: Registry, tmp_path: Path
+    either: Any, registry: Registry, tmp_path: Path
 ) -> None:
+    model = either
     fields = {**FIELDS, "target_modules": ["q_proj", "v_proj"]}
     expected = adapter_of(model, "LoraConfig", tmp_path / "a", **fields)
     before, answer = bits(model), output(model)
@@ -88,11 +103,13 @@ def test_weights_that_are_not_quantised_are_merged_into(
     [
         ("LoraConfig", {**FIELDS, "use_dora": True}, "a DoRA magnitude"),
         ("LoHaConfig", {"r": 2, "target_modules": ["q_proj"]}, "Delta"),
+        ("GloraConfig", {"r": 2, "target_modules": ["q_proj"]}, "Transform"),
     ],
 )
 def test_what_needs_the_weight_is_refused(
-    config: str, fields: dict[str, Any], what: str, model: Any, registry: Registry, tmp_path: Path
+    config: str, fields: dict[str, Any], what: str, either: Any, registry: Registry, tmp_path: Path
 ) -> None:
+    model = either
     plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**WIDE))
     adapter_of(plain, config, tmp_path / "a", **fields)
     with pytest.raises(NotMergeable, match=f"is quantised by bitsandbytes, and {what}"):
@@ -108,11 +125,26 @@ def test_the_wrong_model_is_refused_with_the_list(
     assert len(caught.value.details) == 4
 
 
-def test_load_model_onto_a_quantised_base(model: Any, registry: Registry, tmp_path: Path) -> None:
+def test_the_quantised_files_are_not_taken_for_the_base(
+    either: Any, base: Path, registry: Registry, tmp_path: Path
+) -> None:
+    """Their weights_root is another, and the adapter goes onto them all the same."""
+    expected = adapter_of(either, "LoraConfig", tmp_path / "a", **FIELDS)
+    registry.add(tmp_path / "a", name="a", base=base)
+    either.save_pretrained(tmp_path / "small")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "small", device_map="cpu", dtype="float32"
+    ).eval()
+    with api.attach(model, "a", registry=registry):
+        assert torch.allclose(output(model), expected, atol=1e-5)
+
+
+def test_load_model_onto_a_quantised_base(either: Any, registry: Registry, tmp_path: Path) -> None:
+    model, kind = either, type(either.model.layers[0].self_attn.q_proj)
     expected = adapter_of(model, "LoraConfig", tmp_path / "a", task_type="CAUSAL_LM", **FIELDS)
     model.save_pretrained(tmp_path / "base4")
     loaded = api.load_model(tmp_path / "a", base=tmp_path / "base4", registry=registry)
-    assert type(loaded.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
+    assert type(loaded.model.layers[0].self_attn.q_proj) is kind
     assert torch.allclose(output(loaded), expected, atol=1e-5)
     with pytest.raises(NotSupported, match="save_pretrained"):
         loaded.save_pretrained(tmp_path / "out")

@@ -55,6 +55,10 @@ def killed_at(home: Path, name: str, number: int, torn: bool) -> None:
 
 
 def main(template: Path, folder: Path, name: str, mode: str) -> None:
+    first = folder / "0"  # so that no child imports anything that the others import again
+    shutil.copytree(template, first)
+    with Store(first) as store:
+        scenario(store, name)
     for number in range(1, 200):
         home = folder / str(number)
         shutil.copytree(template, home)

@@ -48,6 +48,7 @@ def bench(tmp_path: Path, *arguments: str) -> tuple[str, object]:
 # --- whole runs -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compares_and_leaves_nothing_behind(tmp_path):
     printed, record = bench(tmp_path, "--parameters", str(TINY), "--peft-rounds", "0", "--rounds=1")
     assert "page cache warm" in printed

@@ -48,18 +48,31 @@ def run(
     return done.stdout.split()
 
 
-def scenario(hub: hubkit.Hub, python: Path, transfer: str, namespace: str, work: Path) -> None:
-    words = [hub.url, namespace, str(work)]
+def scenario(
+    hub: hubkit.Hub, python: Path, transfer: str, namespace: str, work: Path, *without: str
+) -> None:
+    words = [hub.url, namespace, str(work), *without]
     steps = run(hub, python, "scenario.py", words, work, **XET[transfer])
-    assert steps[-1] == "wrong_token" and len(steps) >= 14
+    assert steps[-1] == "wrong_token" and len(steps) >= 14 - len(without)
     log = "".join(hub.log)
     assert ("/v1/xorbs/" in log) >= (transfer == "xet")
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("transfer", XET)
-def test_the_installed_client(hub: hubkit.Hub, transfer: str, tmp_path: Path) -> None:
-    scenario(hub, Path(sys.executable), transfer, f"installed-{transfer}", tmp_path)
+# What transfers nothing, or through many processes; with Xet it is tried all the same.
+OTHER = ["branches_and_tags", "pull_request", "command_line", "data_set", "settings_and_renaming"]
+
+
+@pytest.mark.parametrize(
+    ("transfer", "without"),
+    [("xet", []), ("lfs", OTHER), pytest.param("lfs", [], marks=pytest.mark.slow)],
+    ids=["xet", "lfs-transfers", "lfs"],
+)
+def test_the_installed_client(
+    hub: hubkit.Hub, transfer: str, without: list[str], tmp_path: Path
+) -> None:
+    namespace = f"installed-{transfer}-{len(without)}"
+    scenario(hub, Path(sys.executable), transfer, namespace, tmp_path, *without)
 
 
 @pytest.mark.slow
