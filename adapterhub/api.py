@@ -201,13 +201,11 @@ def load_model(
     with opened(registry) as reg:
         loaded = reg.load(ref, allow_pickle=allow_pickle)
         recorded = (loaded.manifest or {}).get("base", {}).get("weights_root")
-        found = (
-            reg.base.resolve(base) if base else reg.base.find(recorded, loaded.adapter.base.name)
-        )
+        name = loaded.adapter.base.name
+        found = reg.base.resolve(base) if base else reg.base.find(recorded, name)
         if found is None:
             raise NotFound(
-                f"the base of {loaded.name} is not at hand: "
-                f"{loaded.adapter.base.name or 'no name is recorded'}",
+                f"the base of {loaded.name} is not at hand: {name or 'no name is recorded'}",
                 remedy="give base=DIR, or register it: adapterhub base add DIR",
             )
         if recorded and not force_base and found.weights_root(reg.cache) != recorded:
