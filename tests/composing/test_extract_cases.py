@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from composing_building import assert_close, deltas
-from extracting_building import GPT2, LLAMA, VIT, Arrays, nudged, saved, tuned
+from extracting_building import GPT2, LLAMA, TIED, VIT, Arrays, nudged, saved, tuned
 from safetensors.numpy import load_file, save_file
 
 import adapterhub as ah
@@ -170,3 +170,46 @@ def test_extract_and_resize_as_a_user_meets_them(tmp_path: Path) -> None:
         run(home, "resize", "made", *wrong, code=1)
         run(home, "extract", base, fine, *wrong, code=1)
     run(home, "extract", base, fine, "--rank", 2, "--rest", "burn", "--out", "x", code=2)
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def test_modules_are_called_as_in_memory_whatever_the_files_say(tmp_path: Path) -> None:
+    base = saved(GPT2, tmp_path / "saved")
+
+    def bare(arrays: Arrays) -> None:
+        for name in list(arrays):
+            arrays[name.removeprefix("transformer.")] = arrays.pop(name)
+
+    hub = tuned(base, tmp_path / "hub", bare)  # as the Hub has GPT-2
+    fine = tuned(base, tmp_path / "fine", nudged("c_attn.weight", "ln_f.weight"))
+    both = tuned(hub, tmp_path / "both", nudged("c_attn.weight", "ln_f.weight"))
+    expected = ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
+    files = []
+    for number, (old, new) in enumerate(((base, fine), (hub, fine), (hub, both))):
+        report = ah.extract(old, new, rank=2, out=tmp_path / str(number))
+        assert [one.module for one in report.modules] == expected
+        assert report.saved == ["transformer.ln_f.bias", "transformer.ln_f.weight"]
+        assert report.left_out == []
+        files.append((tmp_path / str(number) / "adapter_model.safetensors").read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_a_head_that_is_tied_no_more_is_saved(tmp_path: Path) -> None:
+    base = saved(TIED, tmp_path / "base")
+    assert "lm_head.weight" not in load_file(base / "model.safetensors")
+
+    def untied(arrays: Arrays) -> None:
+        nudged("q_proj.weight")(arrays)
+        arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"] + np.float32(0.5)
+
+    fine = tuned(base, tmp_path / "fine", untied)
+    config = json.loads((fine / "config.json").read_text())
+    (fine / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    report = ah.extract(base, fine, rank=2, out=tmp_path / "out")
+    assert report.saved == ["lm_head.weight"]
+    ah.merge(base, [tmp_path / "out"], out=tmp_path / "merged")
+    found, wanted = (load_file(tmp_path / d / "model.safetensors") for d in ("merged", "fine"))
+    for name, values in wanted.items():
+        assert np.allclose(found[name], values, atol=1e-5), name

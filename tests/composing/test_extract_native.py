@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from extracting_building import BERT, GPT2, LLAMA, Arrays, nudged, saved, tuned
+from extracting_building import BERT, GPT2, LABELLED, LLAMA, Arrays, nudged, saved, tuned
 from safetensors.numpy import load_file
 
 import adapterhub as ah
@@ -100,3 +101,22 @@ def test_a_share_is_one(tmp_path: Path) -> None:
     for share in (0, 1.5, -1):
         with pytest.raises(InvalidOption, match="sparse"):
             ah.extract(base, fine, sparse=share, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("given", [{"biases_only": True}, {"sparse": 1.0}])
+def test_a_new_head_is_whole(tmp_path: Path, given: dict[str, Any]) -> None:
+    base = saved(BERT, tmp_path / "base")
+    arrays = load_file(base / "model.safetensors")
+
+    def change(found: Arrays) -> None:
+        found |= {f"bert.{n}": a for n, a in arrays.items() if f"bert.{n}" in found}
+        nudged("query.bias")(found)
+
+    fine = tuned(saved(LABELLED, tmp_path / "start"), tmp_path / "fine", change)
+    report = ah.extract(base, fine, name="made", **given)
+    assert {"classifier.weight", "classifier.bias"} <= set(report.saved)
+    assert report.left_out == ["pooler.dense.bias", "pooler.dense.weight"]
+    ah.merge(base, ["made"], out=tmp_path / "merged")
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, values in load_file(fine / "model.safetensors").items():
+        assert np.allclose(found[name], values, atol=1e-6), name
