@@ -262,3 +262,50 @@ def test_options(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="one of name and out"):
         ah.resize(path, rank=2)
     assert not (tmp_path / "out").exists()
+
+
+# --- other layouts ----------------------------------------------------------------------------
+
+
+def test_each_expert_and_an_embedding_is_cut_by_itself(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    dice = np.random.default_rng(3)
+    experts, rank, out, into = 2, 3, 5, 4
+    a = dice.standard_normal((experts * rank, into)).astype(np.float32)
+    b = dice.standard_normal((out, rank * experts)).astype(np.float32)
+    rows = dice.standard_normal((rank, 9)).astype(np.float32)
+    columns = dice.standard_normal((6, rank)).astype(np.float32)
+    start = "base_model.model.model"
+    path = tmp_path / "a"
+    path.mkdir()
+    save_file(
+        {
+            f"{start}.layers.0.mlp.experts.lora_A.weight": a,
+            f"{start}.layers.0.mlp.experts.lora_B.weight": b,
+            f"{start}.embed_tokens.lora_embedding_A": rows,
+            f"{start}.embed_tokens.lora_embedding_B": columns,
+        },
+        path / "adapter_model.safetensors",
+    )
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": ["embed_tokens"],
+        "target_parameters": ["mlp.experts.down_proj"],
+        "base_model_name_or_path": "owner/base",
+        "peft_version": "0.21.2",
+    }
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    ah.resize(path, rank=1, out=tmp_path / "out")
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    new_a = found[f"{start}.layers.0.mlp.experts.lora_A.weight"]
+    new_b = found[f"{start}.layers.0.mlp.experts.lora_B.weight"]
+    assert (new_a.shape, new_b.shape) == ((experts, into), (out, experts))
+    for e in range(experts):
+        delta = b[:, e::experts].astype(np.float64) @ a[e * rank : (e + 1) * rank]
+        assert np.allclose(new_b[:, e::experts] @ new_a[e : e + 1], best(delta, 1), atol=1e-5)
+    product = columns.astype(np.float64) @ rows
+    made = (found[f"{start}.embed_tokens.lora_embedding_{x}"] for x in "BA")
+    assert np.allclose(next(made) @ next(made), best(product, 1), atol=1e-5)
