@@ -74,6 +74,7 @@ def plan_merge(
     max_shard_size: int | str | None = None,
     force_base: bool = False,
     base_is_initialised: bool = False,
+    part: str | None = None,
     allow_pickle: bool = False,
     registry: Registry | None = None,
 ) -> MergePlan:
@@ -85,7 +86,7 @@ def plan_merge(
         base_is_initialised=base_is_initialised,
     )
     with opened(registry) as reg:
-        sources = [_source(reg, spec, allow_pickle) for spec in adapters]
+        sources = [_source(reg, spec, allow_pickle, part) for spec in adapters]
         return plan_of(reg.base.resolve(base), sources, options)
 
 
@@ -98,6 +99,7 @@ def merge(
     max_shard_size: int | str | None = None,
     force_base: bool = False,
     base_is_initialised: bool = False,
+    part: str | None = None,
     allow_pickle: bool = False,
     resume: bool = False,
     registry: Registry | None = None,
@@ -108,9 +110,9 @@ def merge(
     `base`: a registered base, a directory, or a Hub id in the Hugging Face cache. `adapters`: refs
     or paths, or pairs of one and its weight. `dtype`: float32, float16, bfloat16. `max_shard_size`:
     bytes, or a text such as "5GB"; None keeps the base's own files. `base_is_initialised`: the base
-    is the one that PiSSA and the like have changed. `resume`: go on where an interrupted merge of
-    the same inputs was. `on_plan` is given the plan before anything is
-    written, and returns two functions that are told of bytes hashed and written.
+    is the one that PiSSA and the like have changed. `part="lora"`: of a union (UniPELT) merge the
+    LoRA only. `resume`: go on where an interrupted merge of the same inputs was. `on_plan` is given
+    the plan before anything is written; what it returns is told of bytes hashed and written.
 
     Raises BaseMismatch, NotMergeable, OutputError and others, all before `out` exists.
     """
@@ -122,6 +124,7 @@ def merge(
             max_shard_size=max_shard_size,
             force_base=force_base,
             base_is_initialised=base_is_initialised,
+            part=part,
             allow_pickle=allow_pickle,
             registry=reg,
         )
@@ -131,9 +134,9 @@ def merge(
         )
 
 
-def _source(registry: Registry, spec: AdapterSpec, allow_pickle: bool) -> Source:
+def _source(reg: Registry, spec: AdapterSpec, pickle: bool, part: str | None = None) -> Source:
     text, weight = spec if isinstance(spec, tuple) else (spec, 1.0)
-    return inputs.source_of(registry.load(text, allow_pickle=allow_pickle), float(weight))
+    return inputs.source_of(reg.load(text, allow_pickle=pickle), float(weight), part)
 
 
 def verify_directory(

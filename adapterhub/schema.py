@@ -107,7 +107,6 @@ def problems(document: object, schema_name: str) -> list[str]:
 
 @cache
 def _validator(name: str) -> Draft202012Validator:
-    from jsonschema import Draft202012Validator
     from referencing import Registry
 
     load(name)
@@ -115,7 +114,31 @@ def _validator(name: str) -> Draft202012Validator:
     # Read in ahead: a registry that has to fetch does so in every check anew.
     for uri in _referenced(f"{_BASE_URI}{name}.json"):
         registry = registry.with_resource(uri, _retrieve(uri))
-    return Draft202012Validator({"$ref": f"{_BASE_URI}{name}.json"}, registry=registry.crawl())
+    return _kind()({"$ref": f"{_BASE_URI}{name}.json"}, registry=registry.crawl())
+
+
+@cache
+def _kind() -> type[Draft202012Validator]:
+    """Where a document has more entries than it may, they are not looked at one by one."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    def bounded(keyword: str, most: str) -> Callable[..., Iterator[ValidationError]]:
+        usual = Draft202012Validator.VALIDATORS[keyword]
+
+        def check(
+            validator: Any, value: Any, instance: Any, schema: Any
+        ) -> Iterator[ValidationError]:
+            limit = schema.get(most)
+            if limit is None or not isinstance(instance, dict | list) or len(instance) <= limit:
+                yield from usual(validator, value, instance, schema) or ()
+
+        return check
+
+    limits = {"additionalProperties": "maxProperties", "items": "maxItems"}
+    ways = {keyword: bounded(keyword, most) for keyword, most in limits.items()}
+    found: type[Draft202012Validator] = extend(Draft202012Validator, ways)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _referenced(uri: str) -> set[str]:
@@ -155,7 +178,9 @@ def _retrieve(uri: str) -> Resource[Any]:
     if not (uri.startswith(_BASE_URI) and uri.endswith(".json")):
         raise NoSuchResource(uri)
     schema = load(uri.removeprefix(_BASE_URI).removesuffix(".json"))
-    return DRAFT202012.create_resource({k: v for k, v in schema.items() if k != "$id"})
+    # With its $schema, jsonschema would go on with the usual validator instead of ours.
+    own = {k: v for k, v in schema.items() if k not in ("$id", "$schema")}
+    return DRAFT202012.create_resource(own)
 
 
 def _positions(document: object) -> Callable[[ValidationError], tuple[int, ...]]:

@@ -182,20 +182,23 @@ OTHERS: Mapping[str, Callable[[], Any]] = {
     ),
 }
 SHARING = ("compacter", "compacter_all")
+BLOCKS = (*THREE, "compacter_own")
+# Every kind of bottleneck and of prefix; the library has no prefixes for Qwen.
+EACH = (*BLOCKS, *OTHERS)
 WANTED: Mapping[str, tuple[str, ...]] = {
     # Shared parameters are not saved of a bare base model, which has no prefix to its names.
     "bert": (*(name for name in CASES if name not in ("cross", *SHARING)), *OTHERS),
     "bert_lm": ("nice", *SHARING),
-    "roberta": ("pfeiffer", "prefix_flat"),
-    "distilbert": THREE,
-    "t5": (*THREE, "cross", "late"),
-    "gpt2": (*THREE, "late", "prefix", "nice"),
-    "llama": (*THREE, "prefix", "mam"),
-    "mistral": ("houlsby",),
-    "qwen2": ("houlsby", "parallel"),
+    "roberta": EACH,
+    "distilbert": EACH,
+    "t5": (*EACH, "cross", "late"),
+    "gpt2": (*EACH, "late", "nice"),
+    "llama": EACH,
+    "mistral": EACH,
+    "qwen2": BLOCKS,
     "qwen2_lm": ("nice",),
-    "qwen3": ("pfeiffer",),
-    "vit": (*THREE, "norms"),
+    "qwen3": BLOCKS,
+    "vit": (*EACH, "norms"),
 }
 
 

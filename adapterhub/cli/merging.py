@@ -15,7 +15,7 @@ from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
 from adapterhub.cli.output import json_option, progress, quiet_option, size
 
 if TYPE_CHECKING:
-    from adapterhub.merging import MergePlan, MergeReport
+    from adapterhub.merging import MergePlan, MergeReport, Source
 
 _WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -31,6 +31,11 @@ _WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
     "--base-is-initialised",
     is_flag=True,
     help="The base is the one that PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ has changed.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["lora"]),
+    help="Of a union of methods (UniPELT) merge the LoRA only, and leave out the rest.",
 )
 @click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted merge to the same --out.")
@@ -101,7 +106,7 @@ def _print_plan(plan: MergePlan, as_json: bool) -> None:
     needed = memory(plan, usable_cores())
     facts = {
         "base": str(plan.base.path),
-        "adapters": [f"{short_ref(s.name)} × {s.weight:g}" for s in plan.sources],
+        "adapters": [_adapter(source) for source in plan.sources],
         "makes a": plan.model_class,
         "tensors": dict(Counter(work.action for work in plan.works.values())),
         "left out": plan.left_out,
@@ -126,6 +131,11 @@ def _print_plan(plan: MergePlan, as_json: bool) -> None:
     output.print_facts(facts, title="plan (nothing is written)")
     click.echo()
     output.print_table(("adapter", "tensors", "number", "become"), _fates(plan), right=("number",))
+
+
+def _adapter(source: Source) -> str:
+    part = f" ({source.part} only)" if source.part else ""
+    return f"{short_ref(source.name)} × {source.weight:g}{part}"
 
 
 def _fates(plan: MergePlan) -> list[tuple[str, str, int, str]]:

@@ -13,15 +13,14 @@ is that of a seed; rsLoRA's scale counts once and lora_bias is added, which PEFT
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from adapterhub.composing import masks
+from adapterhub.composing.blocks import each, scale
 from adapterhub.composing.factored import Factors, Matrix
 from adapterhub.composing.methods import Delta, Given, Made
-
-_BLOCK = 1 << 20  # elements worked on at a time: what is fp64 or a mask is never a whole matrix
-_HALF = 16  # bits of an fp32 that one histogram counts
 
 Prune = Callable[[Matrix, float, int, int], None]
 Join = Callable[[Sequence[Matrix], Sequence[float], Given], None]
@@ -96,14 +95,8 @@ def _joined(
     for number, tensor in enumerate(tensors):
         if prune and given.parameters["density"] < 1:
             prune(tensor, given.parameters["density"], given.seed, 2 * number + side)
-    for rows in _blocks(tensors[0]):
-        join([tensor[rows] for tensor in tensors], weights, given)
+    each(tensors[0].shape, lambda rows: join([tensor[rows] for tensor in tensors], weights, given))
     return tensors[0]
-
-
-def _blocks(tensor: Matrix) -> Iterator[slice]:
-    rows = max(1, _BLOCK // max(1, tensor.shape[1]))
-    return (slice(start, start + rows) for start in range(0, tensor.shape[0], rows))
 
 
 def _add(tensors: Sequence[Matrix], weights: Sequence[float], given: Given) -> None:
@@ -134,62 +127,11 @@ def _elect(tensors: Sequence[Matrix], weights: Sequence[float], given: Given) ->
 
 
 def _keep_largest(tensor: Matrix, density: float, seed: int, stream: int) -> None:
-    """Zeros but for the ⌊density · size⌋ largest; of equal ones the first are kept."""
-    count = int(density * tensor.size)
-    if count == 0:
-        tensor[...] = 0
-        return
-    least, equals = _least_of_largest(tensor, count)
-    for rows in _blocks(tensor):
-        bits = _bits(tensor[rows])
-        equal = bits == least
-        within = np.cumsum(equal, axis=None).reshape(equal.shape) <= equals
-        equals -= min(equals, int(equal.sum()))
-        tensor[rows][~((bits > least) | (equal & within))] = 0
+    """Zeros but for the ⌊density · size⌋ largest, one at least; of equal ones the first stay."""
+    masks.keep_largest(tensor, density)
 
 
 def _keep_some(tensor: Matrix, density: float, seed: int, stream: int) -> None:
-    """Each element stays with the probability `density`, and is divided by it.
-
-    By the raw bits of a counter-based generator, the same on every machine.
-    """
-    draw = np.random.Philox(key=seed, counter=(stream + 1) << 192)
-    below = np.uint64(density * 2.0**64)
-    for rows in _blocks(tensor):
-        block = tensor[rows]
-        block[draw.random_raw(block.size).reshape(block.shape) >= below] = 0
-        block /= np.float32(density)
-
-
-def _bits(values: Matrix) -> Matrix:
-    """|x| of fp32 as whole numbers, which are in the same order."""
-    return np.ascontiguousarray(values, np.float32).view(np.uint32) & np.uint32(0x7FFFFFFF)
-
-
-def _least_of_largest(tensor: Matrix, count: int) -> tuple[int, int]:
-    """The bits of the least of the `count` largest, and how many equal to it are among them.
-
-    By two histograms, of the upper and of the lower half of the bits: nothing is sorted or copied.
-    """
-    upper, left = _bin_of(_histogram(tensor, None), count)
-    lower, left = _bin_of(_histogram(tensor, upper), left)
-    return upper << _HALF | lower, left
-
-
-def _histogram(tensor: Matrix, upper: int | None) -> Matrix:
-    """Counts of the upper halves, or of the lower halves of those with this upper one."""
-    found = np.zeros(1 << _HALF, np.int64)
-    for rows in _blocks(tensor):
-        bits = _bits(tensor[rows]).reshape(-1)
-        high = bits >> np.uint32(_HALF)
-        halves = high if upper is None else bits[high == upper] & np.uint32(0xFFFF)
-        found += np.bincount(halves, minlength=1 << _HALF)
-    return found
-
-
-def _bin_of(histogram: Matrix, count: int) -> tuple[int, int]:
-    """The bin in which the `count`-th from above lies, and which one of that bin it is."""
-    from_above = np.cumsum(histogram[::-1])
-    place = int(np.searchsorted(from_above, count))
-    before = int(from_above[place - 1]) if place else 0
-    return len(histogram) - 1 - place, count - before
+    """Each element stays with the probability `density`, and is divided by it."""
+    masks.drop_at_random(tensor, density, seed, stream)
+    scale(tensor, 1 / density)

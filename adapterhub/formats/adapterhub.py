@@ -128,6 +128,7 @@ def _adapter(
     problems = [
         *unknown_keys(unknown, "AdapterHub"),
         *method_problems(adapter, own_tensors=adapter.method in _OTHER_TENSORS),
+        *configs.member_problems(config),
         *base_problems(adapter.base),
     ]
     return adapter, problems

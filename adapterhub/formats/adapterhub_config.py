@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from adapterhub import schema
 from adapterhub.adapter import Adapter, BaseClaim, Problem
 from adapterhub.errors import NotSupported
 from adapterhub.formats import named
 from adapterhub.tensorfile import shown
 
 OUTER = "adapterhub"
+MOST = 10  # problems of a union's members that are told
+_MEMBERS = ("bottleneck", "compacter", "prefix_tuning", "lora", "ia3")
 HEAD = "head_config"
 _VERSION = re.compile(r"adapters\.(\d+)\.(\d+)\..*")
 # PEFT's name ← AdapterHub's, for the figures that a method's schema asks for.
@@ -130,6 +133,29 @@ def scales(config: Mapping[str, Any]) -> bool:
     return _architecture(config) == "lora" and config.get("composition_mode") == "scale"
 
 
+def member_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """Of the members of a union: each by its own method's schema."""
+    if _architecture(config) != "union":
+        return []
+    members, outer = config.get("configs"), _object(config.get(OUTER))
+    found: list[Problem] = []
+    for number, member in enumerate(members if isinstance(members, list) else ()):
+        if not isinstance(member, dict) or len(found) > MOST:
+            continue  # said by the union's own schema
+        kind = method(member, ())
+        if kind not in _MEMBERS:
+            text = f"configs[{number}] of the union is no {' or '.join(_MEMBERS)}"
+            found.append(Problem("method", text, "correct adapter_config.json", fatal=True))
+            continue
+        added = {"lora_alpha": _alpha(member, outer)} if kind == "lora" else _added(member, outer)
+        said = schema.problems({**member, **added}, f"methods/{kind}")
+        found += [
+            Problem("config", f"configs[{number}].{text}", "correct the field", fatal=True)
+            for text in said
+        ]
+    return found[:MOST]
+
+
 def refuse_changes(adapter: Adapter) -> None:
     """Raises NotSupported where the files would not say what the adapter is."""
     written, head = as_written(adapter.config)
@@ -172,7 +198,8 @@ def problems(config: Mapping[str, Any]) -> list[Problem]:
     if architecture is not None and architecture not in _ARCHITECTURES:
         text = f"the architecture {architecture[:80]!a} is not one that this version knows"
         found.append(Problem("method", text, "upgrade adapterhub", fatal=True))
-    clash = sorted((_ADDED | {OUTER}) & set(inner)) + sorted({HEAD} & set(config))
+    ours = _ADDED if "dora" in inner else _ADDED - {"use_dora"}  # which adapters 1.3 writes itself
+    clash = sorted((ours | {OUTER}) & set(inner)) + sorted({HEAD} & set(config))
     if clash:
         text = f"adapter_config.json has a field {clash[0]}, which AdapterHub does not write"
         found.append(Problem("config", text, "remove it", fatal=True))

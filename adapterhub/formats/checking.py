@@ -9,6 +9,7 @@ from adapterhub.adapter import Adapter, BaseClaim, Problem
 from adapterhub.errors import OutputError
 from adapterhub.formats.peft import looks_like_path
 from adapterhub.methods import TABLE as METHODS
+from adapterhub.methods import generic
 from adapterhub.tensorfile import shown
 
 
@@ -22,7 +23,9 @@ def method_problems(adapter: Adapter, *, own_tensors: bool = False) -> list[Prob
         text = f"the method {adapter.method} is not supported by this version"
         known = f"supported methods: {', '.join(sorted(METHODS))}"
         return [Problem("method", text, known, fatal=True)]
-    return [] if own_tensors else row.implementation.problems(adapter)
+    return (
+        generic.foreign_problems(adapter) if own_tensors else row.implementation.problems(adapter)
+    )
 
 
 def base_problems(base: BaseClaim) -> list[Problem]:

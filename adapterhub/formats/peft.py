@@ -145,7 +145,10 @@ def _config_problems(config: Mapping[str, Any], row: Method | None) -> list[Prob
         return [_fatal("no-method", f"{CONFIG} names no peft_type", "re-export with peft")]
     if row is None:
         text = f"peft_type {shown(config['peft_type'])} is not supported by this version"
-        remedy = "no release of peft has it; supported: adapterhub methods"
+        remedy = (
+            "no release of peft up to 0.21 has it: upgrade adapterhub, or correct the name "
+            "(adapterhub methods)"
+        )
         return [_fatal("method", text, remedy)]
     found = _base_problems(config) + _task_problems(config) + _version_problems(config)
     if row.successor:

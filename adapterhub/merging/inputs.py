@@ -13,7 +13,7 @@ from adapterhub.merging.plan import Source
 from adapterhub.registry import Loaded, Registry
 
 
-def source_of(loaded: Loaded, weight: float = 1.0) -> Source:
+def source_of(loaded: Loaded, weight: float = 1.0, part: str | None = None) -> Source:
     """What a merge takes of an adapter that was loaded."""
     manifest = loaded.manifest or {}
     return Source(
@@ -24,6 +24,7 @@ def source_of(loaded: Loaded, weight: float = 1.0) -> Source:
         adapter_root=manifest.get("adapter_root"),
         base_weights_root=manifest.get("base", {}).get("weights_root"),
         tokenizer=loaded.tokenizer,
+        part=part,
     )
 
 
@@ -75,15 +76,16 @@ def _source_again(
     registry: Registry, entry: Mapping[str, Any], spec: str | Path | None, allow_pickle: bool
 ) -> Source:
     root = entry["adapter_root"]
+    how = (entry["weight"], entry.get("part"))  # older reports have no part
     if spec is None and entry["digest"] is None:
         raise NotFound(
             f"the merge took an adapter from a path, which the report does not keep ({root})",
             remedy="name it with --adapter PATH; with several, all of them in their order",
         )
     if spec is None:
-        return source_of(registry.load_version(entry["digest"]), entry["weight"])
+        return source_of(registry.load_version(entry["digest"]), *how)
     loaded = registry.load(spec, allow_pickle=allow_pickle)
-    source = source_of(loaded, entry["weight"])
+    source = source_of(loaded, *how)
     if (other := source.adapter_root or adapter_root(source.adapter)) != root:
         raise BaseMismatch(
             f"{loaded.name} is not the adapter of this merge: its root is {other}, that of the "

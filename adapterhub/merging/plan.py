@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from adapterhub.base import Base, fingerprints
 from adapterhub.errors import BaseMismatch, InvalidOption
 from adapterhub.kernels.floatmode import default_float_mode
-from adapterhub.merging import companions, tokenizers, vocabulary
+from adapterhub.merging import companions, parts, tokenizers, vocabulary
 from adapterhub.merging.draft import Draft
 from adapterhub.merging.quantised import quantiser, refuse_quantised
 from adapterhub.merging.ties import refuse_unknown
 from adapterhub.merging.work import Fate, MergePlan, Options, Source, Term, Work
-from adapterhub.methods import Meaning, method
-from adapterhub.registry.around import around_in, meaning_of
+from adapterhub.methods import Meaning
 from adapterhub.registry.fit import Naming, mismatches, refuse, target_class
 from adapterhub.registry.tied import seen, spread
 from adapterhub.tensorfile import FileTensor, ShardLayout, Spec, lay_out, plan_shards
@@ -30,7 +28,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
     options = options or Options()
     if not sources:
         raise InvalidOption("no adapter was given", remedy="name at least one adapter")
-    meanings = [_meaning(base, source, options) for source in sources]
+    meanings = [parts.meaning(base, source, options) for source in sources]
     _refuse_misfits(base, sources, meanings)
     pairs = [(s.adapter, meaning) for s, meaning in zip(sources, meanings, strict=True)]
     target = target_class(base, pairs)
@@ -47,7 +45,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
         options=options,
         works=works,
         shards=_shards(base, works, options),
-        fates=(*draft.fates(), *_idle(sources)),
+        fates=(*draft.fates(), *parts.idle(sources)),
         left_out=left_out,
         model_class=naming.result.name if naming.result else None,
         config=companions.config(
@@ -56,7 +54,7 @@ def plan(base: Base, sources: Sequence[Source], options: Options | None = None) 
             companions.Changes(_labels(draft), options.dtype, tokens, draft.settled.untied),
         ),
         companions=companions.files(base, tokenizer),
-        notes=(*_notes(base), *_others(works), *draft.settled.notes, *said),
+        notes=(*_notes(base), *parts.notes(sources), *_others(works), *draft.settled.notes, *said),
         adapter_files=_adapter_files(sources),
     )
 
@@ -76,18 +74,6 @@ def _drafted(
     return draft
 
 
-def _meaning(base: Base, source: Source, options: Options) -> Meaning:
-    around = partial(around_in, base, source.adapter)
-    return meaning_of(source.adapter, around, base_is_initialised=options.base_is_initialised)
-
-
-def _idle(sources: Sequence[Source]) -> Iterator[Fate]:
-    for number, source in enumerate(sources):
-        idle = method(source.adapter.method).implementation.idle(source.adapter)
-        for module, role, why in idle:
-            yield Fate(number, f"{module}.{role}", f"unused: {why}")
-
-
 def _refuse_misfits(base: Base, sources: Sequence[Source], meanings: Sequence[Meaning]) -> None:
     """Everything that does not fit, of all adapters, in one error."""
     found = []
@@ -103,7 +89,8 @@ def _labels(draft: Draft) -> Sequence[str]:
     """Those of the adapter that brings the head; if none does, the first that has any."""
     providers = {number for _, numbers in draft.replacements.values() for number in numbers}
     ordered = sorted(range(len(draft.sources)), key=lambda number: number not in providers)
-    found = (draft.sources[number].adapter.labels for number in ordered)
+    whole = [number for number in ordered if draft.sources[number].part is None]
+    found = (draft.sources[number].adapter.labels for number in whole)
     return next((labels for labels in found if labels), ())
 
 

@@ -141,6 +141,7 @@ def _source(source: Source) -> dict[str, Any]:
         "weight": source.weight,
         "declared_base": source.adapter.base.name,
         "recorded_base": source.base_weights_root,
+        "part": source.part,
     }
 
 

@@ -17,6 +17,7 @@ from adapterhub.methods import is_exact
 from adapterhub.methods.meaning import Values
 from adapterhub.tensorfile import ShardLayout, Tensor
 
+PARTS = ("lora",)
 OUTPUT_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -24,7 +25,8 @@ OUTPUT_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 class Source:
     """One adapter of a merge. `digest` is its version's in the registry, if it came from there.
 
-    `tokenizer`: the tokenizer's files that it brings, by their names.
+    `tokenizer`: the tokenizer's files that it brings, by their names. `part`: "lora" where of a
+    union of several methods only the LoRA is to be merged; None for all of it.
     """
 
     name: str
@@ -34,8 +36,11 @@ class Source:
     adapter_root: str | None = None
     base_weights_root: str | None = None
     tokenizer: Mapping[str, Path] = field(default_factory=dict)
+    part: str | None = None
 
     def __post_init__(self) -> None:
+        if self.part not in (None, *PARTS):
+            raise InvalidOption(f"part {self.part!r} is unknown", remedy="lora, or none at all")
         if not math.isfinite(self.weight):
             raise InvalidOption(
                 f"the weight of {self.name} is {self.weight}", remedy="give a finite number"

@@ -58,12 +58,21 @@ _AVERAGED = {
 def problems(adapter: Adapter) -> list[Problem]:
     found = generic.problems(adapter)
     for module, roles in adapter.modules.items():
+        odd = [role for role in roles if not (role.startswith(REPLACE) or _is_role(role))]
+        if odd:
+            text = f"{shown(f'{module}.{odd[0]}')} is none of AdaMix's"
+            return [*found, Problem("odd-tensors", text, generic.REMEDY, fatal=True)]
         try:
             for side in ("MoA_A", "MoA_B") if _is_soup(roles) else ():
                 _experts(module, roles, side)
         except InvalidAdapter as error:
             return [*found, Problem("experts", error.message, error.remedy, fatal=True)]
     return found
+
+
+def _is_role(role: str) -> bool:
+    scores = ("MoA_A.expert_score_weight", "MoA_B.expert_score_weight")
+    return role in scores or _EXPERT.fullmatch(role) is not None
 
 
 def ranks(adapter: Adapter) -> Ranks | None:

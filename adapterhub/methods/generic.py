@@ -23,6 +23,9 @@ from adapterhub.tensorfile import Tensor, shown
 
 REMEDY = "re-export the adapter with the config that it was trained with"
 _MOST = 10  # of one kind of problem
+# What stands beside the model's modules, or in places without a weight, so that only widths tell.
+_BESIDE = ("adaption_prompt", "compacter", "shadow")
+_PROMPTS = ("prefix_tuning", "prompt_tuning")
 # What counts places or names them, and so is whole numbers.
 _WHOLE_NUMBERS = ("indices", "_size", "seg_result")
 
@@ -39,6 +42,11 @@ def problems(adapter: Adapter) -> list[Problem]:
         found += _capped(_layout_problems(adapter, layout))
     found += saved.problems(adapter)
     return found + targets.problems(adapter)
+
+
+def foreign_problems(adapter: Adapter) -> list[Problem]:
+    """For tensors that another format has of this method: the config, and dtypes."""
+    return [*config_problems(adapter), *_capped(_dtype_problems(adapter))]
 
 
 def config_problems(adapter: Adapter) -> list[Problem]:
@@ -92,6 +100,10 @@ def _layout_problems(adapter: Adapter, layout: Layout) -> Iterator[Problem]:
     for module, roles in sorted(adapter.modules.items()):  # "" comes first
         form = layout.shared if module == "" else _form(layout, roles, is_saved)
         if module and not _is_adapted(roles, layout):
+            continue
+        if not module and not layout.shared and adapter.format == "native" and _own(roles):
+            name = shown(next(iter(_own(roles))))
+            yield _fatal("odd-tensors", f"{name} belongs to no module, and none of these does")
             continue
         yield from _role_problems(module, _own(roles), form, is_saved)
         try:
@@ -229,12 +241,23 @@ def signature(adapter: Adapter) -> Signature:
     layout = layout_of(adapter.method)
     if beside := bottlenecks(adapter):
         return beside
+    other = adapter.format == "adapterhub" and adapter.method in _PROMPTS
+    if adapter.method in _BESIDE or other:
+        return Signature(whole=_whole(adapter), width=_width(adapter))
     if layout is None or layout.whole:
         return Signature(dict.fromkeys(_touched(adapter), (None, None)), _whole(adapter))
     bound = dict(_all_bound(adapter, layout))
     modules = {m: _sides(layout, bound.get(m, {})) for m in _touched(adapter)}
     width, layers, kv_width = sizes.prompt(adapter, bound)
     return Signature(modules, _whole(adapter), width, layers, kv_width)
+
+
+def _width(adapter: Adapter) -> int | None:
+    """Of LLaMA-Adapters, (1, tokens, width); AdapterHub's prompts, (tokens, width); Compacter's
+    biases, (width,)."""
+    roles = {"adaption_prompt": 3, "prompt_embedding.weight": 2, "adapter_up.b": 1}
+    found = [t.shape for _, r, t in adapter.tensors() if roles.get(r) == len(t.shape)]
+    return found[0][-1] if found else None
 
 
 def _touched(adapter: Adapter) -> Sequence[str]:

@@ -62,7 +62,10 @@ def rungs(adapter: Adapter) -> list[str]:
 def _wrong(adapter: Adapter) -> Iterator[str]:
     shared = adapter.modules.get("", {})
     yield from _of_one("", shared, _SHARED, {})
-    if "first_down.weight" not in shared or len(shared["first_down.weight"].shape) != 2:
+    if "first_down.weight" not in shared:
+        return
+    if len(shared["first_down.weight"].shape) != 2:
+        yield f"first_down.weight is {list(shared['first_down.weight'].shape)}, expected a matrix"
         return
     width, model = shared["first_down.weight"].shape
     factor = adapter.config["reduction_factor"]

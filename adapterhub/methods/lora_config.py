@@ -137,8 +137,8 @@ def refuse_variants(config: Mapping[str, Any], *, base_is_initialised: bool) -> 
     for field, (name, reason) in VARIANTS.items():
         if config.get(field) and reason:
             raise NotMergeable(
-                f"this adapter is a {name} variant of LoRA ({field} is set) and cannot be merged: "
-                f"{reason}",
+                f"this adapter is of the {name} variant of LoRA ({field} is set) and cannot be "
+                f"merged: {reason}",
                 remedy="load it with peft, or retrain without this option",
             )
     _refuse_pairings(config)

@@ -21,6 +21,7 @@ from adapterhub.tensorfile import shown
 
 Parameter = Literal["weight", "bias"]
 PARAMETERS: tuple[Parameter, ...] = ("weight", "bias")
+MOST_TOLD = 10  # problems of a kind
 MOST = 1 << 40  # elements; no parameter is nearly as large
 
 
@@ -44,9 +45,9 @@ def problems(adapter: Adapter) -> Iterator[Problem]:
     wanted: dict[str, str] = {
         f"{module}.{parameter}": parameter for module, parameter in changed(adapter)
     }
-    for name in sorted(wanted.keys() - shapes.keys()):
+    for name in sorted(wanted.keys() - shapes.keys())[:MOST_TOLD]:
         yield _fatal("missing-shape", f"the config has no shape for {shown(name)}")
-    for name in sorted(shapes.keys() - wanted.keys()):
+    for name in sorted(shapes.keys() - wanted.keys())[:MOST_TOLD]:
         yield _fatal("odd-shape", f"shapes names {shown(name)}, and the weights hold nothing of it")
     for name in sorted(wanted.keys() & shapes.keys()):
         if said := _wrong(shapes[name], wanted[name]):

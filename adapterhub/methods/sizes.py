@@ -67,8 +67,6 @@ def prompt(
     adapter: Adapter, bound: Mapping[str, Mapping[str, int]]
 ) -> tuple[int | None, int | None, int | None]:
     """`(width, layers, kv_width)` of Signature, where the method is one of prompts."""
-    if adapter.method == "adaption_prompt":
-        return next((sizes.get("width") for m, sizes in bound.items() if m), None), None, None
     total = bound.get("", {}).get("@width")
     if total is None or adapter.method in _PROMPTS:
         return total, None, None

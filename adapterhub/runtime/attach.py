@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from adapterhub.base import Base
 from adapterhub.errors import InvalidOption, NotSupported
 from adapterhub.merging.work import Fate, Source
-from adapterhub.runtime.live import Live
+from adapterhub.runtime.live import Live, bare
 from adapterhub.runtime.originals import InFiles, InMemory, Originals
 from adapterhub.runtime.planning import How
 from adapterhub.runtime.state import Entry, State, state_of
@@ -48,6 +48,7 @@ def attach(
     """
     if not sources:
         raise InvalidOption("no adapter was given", remedy="name at least one adapter")
+    model = bare(model)
     state = state_of(model)
     wanted: Originals = InFiles(base) if base is not None else InMemory()
     with state.lock:

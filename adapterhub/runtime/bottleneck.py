@@ -69,7 +69,7 @@ def settings(config: Mapping[str, Any]) -> Settings:
     return Settings(**found)
 
 
-def activation(name: object) -> Callable[[Any], Any]:
+def activation(name: str) -> Callable[[Any], Any]:
     """The function that AdapterHub calls so. Raises NotSupported."""
     import torch
     from transformers.activations import ACT2FN
@@ -83,6 +83,11 @@ def activation(name: object) -> Callable[[Any], Any]:
             remedy="upgrade transformers, or load the adapter with the library adapters",
         )
     found: Callable[[Any], Any] = ACT2FN[said]
+    if any(True for _ in found.parameters()):  # type: ignore[attr-defined]
+        raise NotSupported(
+            f"the non-linearity {said} has parameters of its own, which no adapter brings",
+            remedy="load the adapter with the library adapters",
+        )
     return found
 
 
@@ -90,11 +95,12 @@ def activation(name: object) -> Callable[[Any], Any]:
 class Bottleneck:
     """`tensors`: down.weight (width, hidden), up.weight (hidden, width), and what else there is of
     down.bias, up.bias, before.weight, before.bias, after.…, gate.weight (1, hidden), gate.bias,
-    scaling (1,) or (hidden,).
+    scaling (1,) or (hidden,). `activate`: the function that the settings name.
     """
 
     settings: Settings
     tensors: Tensors
+    activate: Callable[[Any], Any]
 
     def __call__(self, h: torch.Tensor, r: torch.Tensor, norm: Norm | None) -> torch.Tensor:
         """What the model adds r to and normalises; see `leaves` for where it shall not."""
@@ -132,7 +138,7 @@ class Bottleneck:
         down = x
         if "before.weight" in self.tensors:
             down = _norm(x, self._like("before.weight", x), self._like("before.bias", x))
-        down = activation(self.settings.non_linearity)(self._linear("down", down))
+        down = self.activate(self._linear("down", down))
         up = self._linear("up", down)
         scaling = self.settings.scaling
         up = up * (self._like("scaling", x) if isinstance(scaling, str) else scaling)

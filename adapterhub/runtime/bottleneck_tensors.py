@@ -32,21 +32,35 @@ _NAMES = {
 
 
 def built(
-    roles: Roles, shared: Roles, config: Mapping[str, Any], hidden: int
+    roles: Roles, shared: Roles, config: Mapping[str, Any], hidden: int, layer: int
 ) -> dict[str, torch.Tensor]:
-    """Raises BaseMismatch with all that is missing, left over, or of another shape."""
+    """Those of a place in `layer`, as the config counts them.
+
+    Raises BaseMismatch with all that is missing, left over, or of another shape.
+    """
     held = _unpruned({_CONTAINER.sub("", role, count=1): t for role, t in roles.items()})
     down = f"adapter_down.{1 if config.get('ln_before') else 0}"
     found = _repeats_out(held, bool(config.get("ln_before")))
     if config.get("phm_layer"):
-        named = _products(found, shared, down)
+        named = _products(found, shared, down, config.get("phm_dim"))
     else:
         names = {**_NAMES, f"{down}.weight": "down.weight", f"{down}.bias": "down.bias"}
         _refuse(f"{role} is none of a bottleneck's" for role in found if role not in names)
         _refuse(f"{role} is shared, and no phm_layer is there to share it" for role in shared)
         named = {names[role]: tensor for role, tensor in found.items()}
     _check(named, config, hidden)
+    width, wanted = named["down.weight"].shape[0], _width(config, hidden, layer)
+    if width != (wanted or width):
+        _refuse([f"it is {width} wide, reduction_factor in the config makes that {wanted}"])
     return named
+
+
+def _width(config: Mapping[str, Any], hidden: int, layer: int) -> int | None:
+    """What the library makes of `reduction_factor`; None where nothing is said."""
+    factor = config.get("reduction_factor")
+    if isinstance(factor, Mapping):
+        factor = factor.get(str(layer), factor.get("default"))
+    return max(1, int(hidden // factor)) if factor else None
 
 
 def _unpruned(roles: Roles) -> dict[str, torch.Tensor]:
@@ -80,8 +94,10 @@ def _repeats_out(held: Mapping[str, Any], ln_before: bool) -> dict[str, torch.Te
     return found
 
 
-def _products(held: Mapping[str, Any], shared: Roles, down: str) -> dict[str, torch.Tensor]:
-    """Compacter's projections as plain ones."""
+def _products(
+    held: Mapping[str, Any], shared: Roles, down: str, dim: int | None
+) -> dict[str, torch.Tensor]:
+    """Compacter's projections as plain ones; `dim`: of how many products each is the sum."""
     common = {role.removeprefix(SHARED): torch_of(tensor) for role, tensor in shared.items()}
     used: set[str] = set()
     found: dict[str, torch.Tensor] = {}
@@ -100,6 +116,8 @@ def _products(held: Mapping[str, Any], shared: Roles, down: str) -> dict[str, to
         _refuse(f"{path}.{r} is none of Compacter's" for r in own if r not in _PHM)
         if rules.shape[0] != weights.shape[0]:
             _refuse([f"{path}: {rules.shape[0]} rules for {weights.shape[0]} weights"])
+        if rules.shape[0] != (dim or rules.shape[0]):
+            _refuse([f"{path} is a sum of {rules.shape[0]} products, config says phm_dim={dim}"])
         found[f"{name}.weight"] = kronecker_sum(rules, weights)
         if "b" in own:
             found[f"{name}.bias"] = own["b"]
@@ -146,6 +164,8 @@ def _check(named: Mapping[str, Any], config: Mapping[str, Any], hidden: int) -> 
         "gate": config.get("use_gating"),
     }
     needed = {"down.weight", "up.weight"}
+    if not config.get("phm_layer") or config.get("phm_bias") is not False:
+        needed |= {"down.bias", "up.bias"}
     needed |= {f"{part}.{end}" for part, on in asked.items() if on for end in ("weight", "bias")}
     needed |= {"scaling"} if isinstance(config.get("scaling"), str) else set()
     idle = [name for name in named if name.split(".")[0] in asked and name not in needed]

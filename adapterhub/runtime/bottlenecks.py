@@ -8,16 +8,17 @@ the library's `Stack`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.adapter import REPLACE, Adapter
 from adapterhub.errors import BaseMismatch, NotSupported
 from adapterhub.runtime import invertible
-from adapterhub.runtime.bottleneck import Bottleneck, settings
+from adapterhub.runtime.bottleneck import Bottleneck, activation, settings
 from adapterhub.runtime.bottleneck_tensors import SHARED, built
 from adapterhub.runtime.hooks import Hooks, Undo
+from adapterhub.runtime.passing import Passing
 from adapterhub.runtime.places import (
     Place,
     Places,
@@ -47,16 +48,17 @@ def planned(
     model: PreTrainedModel, places: Places, modules: Modules, config: Mapping[str, Any]
 ) -> Hooks:
     """Hooks of the bottlenecks of `modules`, whose paths are those of the base model."""
-    shared, own, coupling = _sorted(modules)
+    shared, own, coupling, lost = _sorted(modules, model.base_model_prefix)
     wanted, has = _places(model, places, config)
     if config.get("phm_layer") and config.get("shared_W_phm"):
         own = {**{place: {} for place in wanted}, **own}  # where nothing is a place's own
-    found, wrong = _blocks(model, places, own, shared, config)
+    found, wrong = _blocks(model, places, own, shared, config, has)
+    wrong += [f"{shown(name)}: the model itself has it, no module" for name in lost]
     wrong += [
         f"{name}: the config asks for a bottleneck there" for name in sorted(wanted - set(own))
     ]
     there = {block.place.stored for block in found}
-    wrong += [f"{name}: the model has no such layer" for name in sorted(there - has)]
+    wrong += [f"{name}: the config asks for none there" for name in sorted(there - wanted)]
     if wrong:
         raise misfit(model, wrong)
     hooks = Hooks()
@@ -69,7 +71,7 @@ def misfit(model: PreTrainedModel, wrong: list[str]) -> BaseMismatch:
     return BaseMismatch(
         f"the adapter does not fit this {type(model).__name__}: {len(wrong)} findings",
         details=wrong[:40],
-        remedy="check that this is the model it was trained on: adapterhub show REF",
+        remedy=invertible.CHECK,
     )
 
 
@@ -96,20 +98,26 @@ def by_base_path(model: PreTrainedModel, adapter: Adapter) -> dict[str, Mapping[
     return {without_prefix(model, m): roles for m, roles in adapter.modules.items()}
 
 
-def _sorted(modules: Modules) -> tuple[dict[str, Tensor], Modules, dict[str, Tensor]]:
-    """What all share, the bottlenecks', and the invertible adapter's."""
+def _sorted(
+    modules: Modules, prefix: str
+) -> tuple[dict[str, Tensor], Modules, dict[str, Tensor], list[str]]:
+    """What all share, the bottlenecks', and the invertible adapter's; and what of the first and
+    last is not the base model's, called `prefix`."""
     shared: dict[str, Tensor] = {}
     coupling: dict[str, Tensor] = {}
     own: dict[str, dict[str, Tensor]] = {}
+    lost = []
     for module, roles in modules.items():
         for role, tensor in roles.items():
-            if role.startswith(SHARED):
+            if role.startswith((SHARED, invertible.CONTAINER)) and module not in ("", prefix):
+                lost.append(f"{module}.{role}")
+            elif role.startswith(SHARED):
                 shared[role] = tensor
             elif role.startswith(invertible.CONTAINER):
                 coupling[role] = tensor
             else:
                 own.setdefault(module, {})[role] = tensor
-    return shared, own, coupling
+    return shared, own, coupling, lost
 
 
 def _blocks(
@@ -118,21 +126,26 @@ def _blocks(
     modules: Modules,
     shared: Mapping[str, Tensor],
     config: Mapping[str, Any],
+    has: Mapping[str, int],
 ) -> tuple[list[_Block], list[str]]:
     """And what does not fit, sentence by sentence."""
     given, hidden = settings(config), int(model.config.hidden_size)
+    activate = activation(given.non_linearity)
     found, wrong = [], []
     for module, roles in modules.items():
         place = _place(places, module)
         if place is None:
             wrong.append(f"{shown(module)}: this architecture has no place of that name")
             continue
+        if module not in has:
+            wrong.append(f"{module}: the model has no such layer")
+            continue
         try:
-            tensors = built(roles, shared, config, hidden)
+            tensors = built(roles, shared, config, hidden, has[module])
         except BaseMismatch as error:
             wrong += [f"{shown(module)}: {detail}" for detail in error.details]
             continue
-        found.append(_Block(place, Bottleneck(given, tensors)))
+        found.append(_Block(place, Bottleneck(given, tensors, activate)))
     return found, wrong
 
 
@@ -145,15 +158,16 @@ def _place(places: Places, module: str) -> Place | None:
 
 def _places(
     model: PreTrainedModel, places: Places, config: Mapping[str, Any]
-) -> tuple[set[str], set[str]]:
-    """Those that the config asks for, and all that the model has, by `stored`."""
+) -> tuple[set[str], dict[str, int]]:
+    """Those that the config asks for, and all that the model has, by `stored`; with the numbers
+    that the config has for their layers."""
     wanted: set[str] = set()
-    has: set[str] = set()
-    left = {int(layer) for layer in config.get("leave_out") or ()}
+    has: dict[str, int] = {}
+    left = set(config.get("leave_out") or ())
     by_pattern = {place.hidden: place for place in places.places}
     for pattern, layer, number in numbered(model, tuple(by_pattern)):
         place = by_pattern[pattern].at(str(layer))
-        has.add(place.stored)
+        has[place.stored] = number
         if config.get(place.location) and number not in left:
             wanted.add(place.stored)
     return wanted, has
@@ -168,8 +182,8 @@ class _Block:
 
     place: Place
     bottleneck: Bottleneck
-    residual: Any = None
-    result: Any = None
+    residual: Passing = field(default_factory=Passing)
+    result: Passing = field(default_factory=Passing)
     norm: Callable[[Any], Any] | None = None
 
     def hooks(self, model: PreTrainedModel, prefix: str) -> Hooks:
@@ -188,23 +202,23 @@ class _Block:
         )
 
     def entered(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.residual = self.place.residual.value(args, kwargs)
+        self.residual.put(self.place.residual.value(args, kwargs))
+        self.result.take()  # of a pass that did not end
 
     def hidden(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         h = output[0] if isinstance(output, tuple) else output
-        residual, self.residual = self.residual, None
+        residual = self.residual.take()
         y = self.bottleneck(h, residual, self.norm)
         if self.bottleneck.leaves:
             if self.norm is None:
                 y = y - residual  # which the model adds again
             else:
-                self.result = y
+                self.result.put(y)
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
     def normed(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """The result in the norm's place; None where the bottleneck itself called the norm."""
-        result, self.result = self.result, None
-        return result
+        return self.result.take()
 
 
 def _refuse_others(model: PreTrainedModel, path: str) -> Undo:

@@ -20,9 +20,13 @@ _SAVE = "save_pretrained"
 
 @dataclass(frozen=True)
 class SaveRefused:
-    """In the place of `model.save_pretrained`; copies of the model keep it."""
+    """In the place of `model.save_pretrained`; copies of the model keep it.
+
+    `loaded`: for good, by `load_model`.
+    """
 
     names: tuple[str, ...]
+    loaded: bool = False
 
     def __call__(self, *_: Any, **__: Any) -> None:
         raise NotSupported(
@@ -32,12 +36,32 @@ class SaveRefused:
         )
 
 
-def guard(model: PreTrainedModel, names: Sequence[str]) -> None:
-    model.__dict__[_SAVE] = SaveRefused(tuple(names))
+def guard(model: PreTrainedModel, names: Sequence[str], *, loaded: bool = False) -> None:
+    model.__dict__[_SAVE] = SaveRefused(tuple(names), loaded)
 
 
-def unguard(model: PreTrainedModel) -> None:
-    model.__dict__.pop(_SAVE, None)
+def saving(model: PreTrainedModel) -> Any:
+    """What stands in the place of `save_pretrained` now; None for the class's own."""
+    return model.__dict__.get(_SAVE)
+
+
+def unguard(model: PreTrainedModel, before: Any = None) -> None:
+    """`before`: what `saving` said before."""
+    if before is None:
+        model.__dict__.pop(_SAVE, None)
+    else:
+        model.__dict__[_SAVE] = before
+
+
+def refuse_copy(model: PreTrainedModel) -> None:
+    """Raises NotSupported for a model without state that was copied from one with adapters: its
+    original bits are in nobody's hands."""
+    found = saving(model)
+    if isinstance(found, SaveRefused) and not found.loaded:
+        raise NotSupported(
+            f"this model is a copy of one that {' and '.join(found.names)} attached to",
+            remedy="detach, copy, and attach to the copy",
+        )
 
 
 class Dress:

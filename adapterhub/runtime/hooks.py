@@ -8,6 +8,7 @@ nothing, and gives back what undoes it.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Hooks:
 
     Several adapters' hooks on one module run in the order in which they were attached. Tensors
     follow the device and dtype of what they meet in the pass, so that `model.to` needs no notice.
+    What torch.compile has made is made anew.
     """
 
     before: tuple[tuple[str, Before], ...] = ()
@@ -107,7 +109,17 @@ def install(model: PreTrainedModel, hooks: Hooks) -> Undo:
     except BaseException:
         undoing.close()
         raise
+    undoing.callback(_forget_compiled)
+    _forget_compiled()
     return undoing.close
+
+
+def _forget_compiled() -> None:
+    """What torch.compile has made does not look whether hooks have come or gone since."""
+    if "torch._dynamo" in sys.modules:
+        import torch
+
+        torch.compiler.reset()
 
 
 def _module(model: PreTrainedModel, path: str) -> Any:

@@ -11,7 +11,7 @@ refused: the library's own forward pass of it cannot take a batch of sequences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONTAINER = "invertible_adapters:"
+CHECK = "check that this is the model it was trained on: adapterhub show REF"
 _NETS = tuple(f"{net}.{i}.{end}" for net in "FG" for i in (0, 2) for end in ("weight", "bias"))
 
 
@@ -43,7 +44,8 @@ def planned(
             f"{model.config.model_type}; NICE is, behind the embeddings of text models",
             remedy="load it with the library adapters",
         )
-    coupling = Coupling(_tensors(roles, int(model.config.hidden_size)), config["non_linearity"])
+    tensors = _tensors(roles, int(model.config.hidden_size))
+    coupling = Coupling(tensors, activation(config["non_linearity"]))
     when, path = places.embedded
     path = base_path(model) + path
     entering = ((path, coupling.entering),) if when == "before" else ()
@@ -61,7 +63,7 @@ def _tensors(roles: Mapping[str, Tensor], hidden: int) -> dict[str, torch.Tensor
     if not wrong:
         half, rest = hidden // 2, hidden - hidden // 2
         for net, sizes in (("F", (rest, half)), ("G", (half, rest))):
-            inner = found[f"{net}.0.weight"].shape[0]
+            inner = next(iter(found[f"{net}.0.weight"].shape), 0)
             wanted = {
                 f"{net}.0.weight": (inner, sizes[0]), f"{net}.0.bias": (inner,),
                 f"{net}.2.weight": (sizes[1], inner), f"{net}.2.bias": (sizes[1],),
@@ -72,7 +74,9 @@ def _tensors(roles: Mapping[str, Tensor], hidden: int) -> dict[str, torch.Tensor
                 if found[name].shape != shape
             ]
     if wrong:
-        raise BaseMismatch("the invertible adapter's tensors do not fit", details=wrong)
+        raise BaseMismatch(
+            "the invertible adapter's tensors do not fit", details=wrong, remedy=CHECK
+        )
     return {name: torch_of(tensor) for name, tensor in found.items()}
 
 
@@ -84,10 +88,10 @@ def _head(model: PreTrainedModel) -> str | None:
 
 @dataclass(frozen=True)
 class Coupling:
-    """`tensors`: weights and biases of F and G."""
+    """`tensors`: weights and biases of F and G; `activate`: the function within them."""
 
     tensors: Mapping[str, torch.Tensor]
-    non_linearity: str
+    activate: Callable[[Any], Any]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         import torch
@@ -108,7 +112,7 @@ class Coupling:
 
         linear = torch.nn.functional.linear
         held = {end: self.tensors[f"{net}.{end}"].to(x) for end in _ENDS}
-        inner = activation(self.non_linearity)(linear(x, held["0.weight"], held["0.bias"]))
+        inner = self.activate(linear(x, held["0.weight"], held["0.bias"]))
         return linear(inner, held["2.weight"], held["2.bias"])
 
     def leaving(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:

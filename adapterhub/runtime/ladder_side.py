@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import copy
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.adapter import Adapter
 from adapterhub.errors import BaseMismatch, NotSupported
 from adapterhub.methods.ladder_side import LAYER, rungs
 from adapterhub.runtime.hooks import After, Hooks, Undo
+from adapterhub.runtime.passing import Passing
 from adapterhub.tensorfile import Tensor
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class _Ladder:
                 for role, tensor in roles.items()
                 if role in ("down.weight", "down.bias", "gate")
             }
-        self._pass = threading.local()
+        self._pass = Passing()
 
     def parameters(self) -> Iterator[torch.Tensor]:
         yield from self._shared.values()
@@ -143,26 +144,28 @@ class _Ladder:
 
     def start(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model's first layer."""
-        self._pass.state = self._linear(_given(args, kwargs), self._shared, "first_down")
+        self._pass.put(self._linear(_given(args, kwargs), self._shared, "first_down"))
 
     def rung(self, number: int) -> After:
-        def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            _refuse_cache(kwargs, hidden)
-            down = self._linear(hidden, self._own[number], "down")
-            mixed = self._mixed(self._own[number]["gate"], self._pass.state, down)
-            layer = self._layers[number].to(mixed.device, mixed.dtype)
-            rest = args[1:] if args else ()
-            made = layer(mixed, *rest, **self._narrowed(mixed, kwargs))
-            self._pass.state = made[0] if isinstance(made, tuple) else made
+        return partial(self._after, number)  # no closure: a copy of the model has its own ladder
 
-        return after
+    def _after(
+        self, number: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        _refuse_cache(kwargs, hidden)
+        down = self._linear(hidden, self._own[number], "down")
+        mixed = self._mixed(self._own[number]["gate"], self._pass.take(), down)
+        layer = self._layers[number].to(mixed.device, mixed.dtype)
+        rest = args[1:] if args else ()
+        made = layer(mixed, *rest, **self._narrowed(mixed, kwargs))
+        self._pass.put(made[0] if isinstance(made, tuple) else made)
 
     def finish(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         hidden = output if _is_tensor(output) else output[0]
-        state = self._pass.__dict__.pop("state", None)
+        state = self._pass.take()
         if state is None or hidden.shape[:-1] != state.shape[:-1]:
             raise BaseMismatch(
                 f"the ladder's output, {self._output}, does not follow the model's layers",

@@ -14,7 +14,7 @@ import numpy as np
 
 from adapterhub.base import Base
 from adapterhub.catalogue import ModelClass
-from adapterhub.errors import NotSupported
+from adapterhub.errors import InvalidOption, NotSupported
 from adapterhub.methods import LowRank
 from adapterhub.registry.naming import Fusion, Naming
 from adapterhub.tensorfile import DTYPES, ArrayTensor, Checkpoint, Tensor
@@ -187,6 +187,28 @@ class LiveNaming(Naming):
             return self.model.get_submodule(path)
         except AttributeError:
             return None
+
+
+def bare(model: Any) -> PreTrainedModel:
+    """The model itself, of what torch.compile makes of it.
+
+    Raises InvalidOption for what is no model of transformers, NotSupported for PEFT's wrappers.
+    """
+    from transformers import PreTrainedModel
+
+    inner = getattr(model, "_orig_mod", model)
+    if isinstance(inner, PreTrainedModel):
+        return inner
+    name = type(inner).__name__[:80]
+    if type(inner).__module__.partition(".")[0] == "peft":
+        raise NotSupported(
+            f"this {name} is peft's wrapper of a model, and not the model",
+            remedy="attach to peft_model.unload(), or to the model before it was wrapped",
+        )
+    raise InvalidOption(
+        f"{name} is no model of transformers",
+        remedy="give a PreTrainedModel; of a wrapper, the model within: wrapper.module",
+    )
 
 
 def refuse_model(model: PreTrainedModel) -> None:

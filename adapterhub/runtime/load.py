@@ -72,7 +72,7 @@ def load(base: Base, source: Source, *, base_is_initialised: bool = False) -> Pr
     for hooks in planned.hooks:
         install(model, hooks)
         if not hooks.empty:
-            guard(model, [source.name])
+            guard(model, [source.name], loaded=True)
     return model.eval()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from adapterhub.base import Base
 from adapterhub.errors import BaseMismatch, NotSupported
 from adapterhub.registry.naming import Naming
-from adapterhub.runtime.changing import put
+from adapterhub.runtime.changing import copy, put
 from adapterhub.runtime.live import Live, in_memory
 from adapterhub.tensorfile import DTYPES, FileTensor, Tensor
 from adapterhub.tensorfile.tensors import PIECE_BYTES
@@ -55,8 +55,8 @@ class InMemory:
         for name in names:
             if name not in self._kept:
                 data = live.held[name].detach()
-                plain = torch.contiguous_format
-                new[name] = data.to("cpu", copy=True, memory_format=plain)
+                new[name] = torch.empty(data.shape, dtype=data.dtype)
+                copy(new[name], data)
         self._kept |= new
 
     def values(self) -> Mapping[str, Tensor]:

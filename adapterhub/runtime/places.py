@@ -14,20 +14,18 @@ and modeling_*.py of adapters 1.3, and the models of transformers 5.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import schema
 from adapterhub.errors import NotSupported
+from adapterhub.methods.lora_places import FILE, Fused, table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FILE = "bottlenecks.json"
+__all__ = ["FILE", "Fused"]
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention that takes prefixes; `prefix` names them in AdapterHub's keys."""
+    """An attention that takes prefixes; `prefix` names them in AdapterHub's keys.
+
+    `projections`: the names of query, key, value and output where it knows no cache. `asked`: the
+    field of the config that asks for these prefixes, if one does. `first`: whether the first layer
+    counts the keys for all.
+    """
 
     prefix: str
     stored: str
     module: str
+    projections: tuple[str, ...] = ()
+    asked: str = ""
+    first: bool = False
 
     def at(self, layer: str) -> Attention:
         return replace(self, stored=_filled(self.stored, layer), module=_filled(self.module, layer))
@@ -96,39 +102,37 @@ class Places:
     attention: tuple[Attention, ...]
     embedded: tuple[str, str] | None
     turned_back: bool = False
-
-
-@cache
-def _table() -> Mapping[str, Mapping[str, Any]]:
-    path = schema.data_dir("registry") / FILE
-    found: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text("utf-8"))
-    return found
+    loras: tuple[Fused, ...] = ()
 
 
 def known() -> tuple[str, ...]:
     """The model types that have places."""
-    return tuple(sorted(_table()))
+    return tuple(sorted(table()))
 
 
 def places_of(model: PreTrainedModel) -> Places:
     """Raises NotSupported, naming the architectures that are known."""
     kind = model.config.model_type
-    row = _table().get(kind)
+    row = table().get(kind)
     if row is None:
         raise NotSupported(
             f"AdapterHub's modules have no known place in the architecture {kind!r}",
             remedy=f"known are {', '.join(known())}",
         )
     turned_back = bool(row.get("turned_back"))
-    row = _table()[row["same_as"]] if "same_as" in row else row
+    row = table()[row["same_as"]] if "same_as" in row else row
     return Places(
         tuple(
             Place(p["location"], p["stored"], p["hidden"], Argument(**p["residual"]), p.get("norm"))
             for p in row["places"]
         ),
-        tuple(Attention(**a) for a in row.get("attention", ())),
+        tuple(
+            Attention(**{**a, "projections": tuple(a.get("projections", ()))})
+            for a in row.get("attention", ())
+        ),
         next(iter(row.get("embedded", {}).items()), None),
         turned_back,
+        tuple(Fused(**lora) for lora in row.get("loras", ())),
     )
 
 

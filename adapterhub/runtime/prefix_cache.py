@@ -3,7 +3,8 @@
 An attention of transformers 5 asks its cache for the keys and values to use: `update(key, value,
 layer, …)`. Ours asks the model's own, if there is one, and puts the prefix before what comes back;
 the mask gains columns that let every query see it. So nothing else in the model, its positions
-least of all, learns of the prefix.
+least of all, learns of the prefix. (T5 counts a layer's keys for its relative positions, and so the
+prefix with them, as it does in the library.) An attention that never asks for a cache: `attending`.
 """
 
 from __future__ import annotations
@@ -19,28 +20,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prefixed:
-    """`key`, `value`: (heads, prefix, size). `gate`: weight (1 or 2, hidden) and bias."""
+    """`key`, `value`: (heads, prefix, size). `gate`: weight (1 or 2, hidden) and bias. `names`:
+    those of the arguments of the attention's own forward pass."""
 
     key: torch.Tensor
     value: torch.Tensor
     gate: tuple[torch.Tensor, torch.Tensor] | None
+    names: tuple[str, ...]
 
     def entered(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the attention's forward pass."""
-        names = ("hidden_states", "attention_mask")
-        if len(args) > len(names):
-            args, more = args[: len(names)], args[len(names) :]
-            kwargs = {**dict(zip(_names(module)[len(names) :], more, strict=False)), **kwargs}
+        names = self.names
         given = {**dict(zip(names, args, strict=False)), **kwargs}
+        mask = "mask" if "mask" in names else "attention_mask"
         x = given["hidden_states"]
-        key, value = self._of(x)
+        key, value = self.of(x)
         inner = given.get("past_key_values")
-        seen = inner.get_seq_length(module.layer_idx) if inner is not None else 0
-        given["attention_mask"] = _widened(module, given.get("attention_mask"), x, key, seen)
-        given["past_key_values"] = Cache(inner, key, value)
+        crossing = given.get("key_value_states") is not None
+        kind = _CrossCache if crossing else Cache
+        if not crossing:
+            inner = getattr(inner, "self_attention_cache", inner)
+        given[mask] = widened(module, given.get(mask), x, key, inner)
+        given["past_key_values"] = kind(inner, key, value)
         return (), given
 
-    def _of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values for the input x: (batch, heads, prefix, size)."""
         import torch
 
         shape = (x.shape[0], *self.key.shape)
@@ -52,12 +57,6 @@ class Prefixed:
         return key * gate[:, 0].view(-1, 1, 1, 1), value * gate[:, -1].view(-1, 1, 1, 1)
 
 
-def _names(module: Any) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(module.forward).parameters)
-
-
 class Cache:
     """What the attention takes for its cache: `inner`, and the prefix before what it gives."""
 
@@ -65,30 +64,48 @@ class Cache:
         self._inner, self._key, self._value = inner, key, value
 
     def update(self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        import torch
-
         if self._inner is not None:
             key, value = self._inner.update(key, value, *args, **kwargs)
+        return self._prefixed(key, value)
+
+    def _prefixed(self, key: torch.Tensor, value: torch.Tensor) -> Any:
+        import torch
+
         return torch.cat((self._key, key), dim=2), torch.cat((self._value, value), dim=2)
+
+    def get_seq_length(self, *args: Any) -> Any:
+        return 0 if self._inner is None else self._inner.get_seq_length(*args)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
 
-def _widened(module: Any, mask: Any, x: torch.Tensor, key: torch.Tensor, seen: int) -> Any:
+class _CrossCache(Cache):
+    """Of an attention to the encoder; `inner` keeps that one's keys and values after a first
+    pass."""
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        both, layer = self._inner, args[0]
+        if both is not None and both.is_updated.get(layer):
+            kept = both.cross_attention_cache.layers[layer]
+            return self._prefixed(kept.keys, kept.values)
+        if both is not None:
+            key, value = both.cross_attention_cache.update(key, value, *args, **kwargs)
+            both.is_updated[layer] = True
+        return self._prefixed(key, value)
+
+    def get_seq_length(self, *args: Any) -> Any:
+        return 0
+
+
+def widened(module: Any, mask: Any, x: torch.Tensor, key: torch.Tensor, inner: Any = None) -> Any:
     """The mask with a column for each row of the prefix, (batch or 1, 1, queries, keys)."""
     import torch
 
-    queries, length = x.shape[1], key.shape[2]
     if mask is None:
         if not getattr(module, "is_causal", False):
             return None
-        own = torch.ones(queries, queries + seen, dtype=torch.bool, device=x.device)
-        mask = own.tril(seen)[None, None]  # the implementation's own would count the prefix
-        if module.config._attn_implementation == "eager":
-            mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(
-                ~mask, torch.finfo(x.dtype).min
-            )
+        mask = _causal(module, x, inner)  # the implementation's own would count the prefix
     if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
         raise NotSupported(
             f"prefixes need a mask of four dimensions, which {module.config._attn_implementation} "
@@ -96,5 +113,20 @@ def _widened(module: Any, mask: Any, x: torch.Tensor, key: torch.Tensor, seen: i
             remedy='load the model with attn_implementation="sdpa"',
         )
     open_to = torch.ones if mask.dtype == torch.bool else torch.zeros
-    columns = open_to((*mask.shape[:-1], length), dtype=mask.dtype, device=mask.device)
+    columns = open_to((*mask.shape[:-1], key.shape[2]), dtype=mask.dtype, device=mask.device)
     return torch.cat((columns, mask), dim=-1)
+
+
+def _causal(module: Any, x: torch.Tensor, inner: Any) -> torch.Tensor:
+    """What each query may see of the keys that the cache will give."""
+    import torch
+
+    queries, seen, length, first = x.shape[1], 0, x.shape[1], 0
+    if inner is not None:
+        seen = inner.get_seq_length(module.layer_idx)
+        length, first = inner.get_mask_sizes(queries, module.layer_idx)
+    at = torch.arange(queries, device=x.device)[:, None] + seen
+    mask = (torch.arange(length, device=x.device)[None] + first <= at)[None, None]
+    if module.config._attn_implementation != "eager":
+        return mask
+    return torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, torch.finfo(x.dtype).min)

@@ -7,8 +7,10 @@ to the wrapper, which calls the model's own in turn. Everything that PEFT change
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import formats
@@ -19,6 +21,7 @@ from adapterhub.runtime.arrays import torch_of
 from adapterhub.runtime.bottlenecks import misfit, refuse_weight
 from adapterhub.runtime.differences import Difference
 from adapterhub.runtime.hooks import Hooks, Undo
+from adapterhub.runtime.passing import Passing
 from adapterhub.tensorfile import Tensor
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ _ROUTED = ("forward", "generate")
 _LEFT = ("prepare_inputs_for_generation", "generation_config")
 # What initialises a prompt that is trained anew: files and tokenizers that nobody needs now.
 _INITIAL = ("prompt_tuning_init", "prompt_tuning_init_text", "prompt_tuning_init_state_dict_path")
+_GENERATING = threading.RLock()
 _RAISED = (RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -45,12 +49,6 @@ def plan(model: PreTrainedModel, adapter: Adapter, weight: float) -> Hooks:
             f"{adapter.method} of the format {adapter.format} stands elsewhere than PEFT's, and is "
             "not attached",
             remedy="load it with the library that it comes from",
-        )
-    if "forward" in model.__dict__:
-        raise NotSupported(
-            "this model's forward pass is not its class's own: a prompt is attached already, or "
-            "another tool has taken it over",
-            remedy="detach that first",
         )
     _check(model, adapter)
     tensors = {name: torch_of(tensor) for name, tensor in _spelled(adapter).items()}
@@ -108,6 +106,12 @@ def _task(model: PreTrainedModel) -> str:
 
 
 def _attached(model: PreTrainedModel, config: Any, tensors: Mapping[str, torch.Tensor]) -> Undo:
+    if "forward" in model.__dict__:
+        raise NotSupported(
+            "this model's forward pass is not its class's own: a prompt is attached already, or "
+            "another tool has taken it over",
+            remedy="detach that first",
+        )
     difference = Difference(model)
     try:
         wrapper = _wrapped(model, config, tensors)
@@ -141,35 +145,63 @@ def _wrapped(model: PreTrainedModel, config: Any, tensors: Mapping[str, torch.Te
 
 def _route(model: PreTrainedModel, wrapper: Any) -> None:
     """The model's own methods to the wrapper's; what the wrapper calls in turn is the own again."""
-    inside: list[bool] = []
+    inside = Passing()
     for name in _ROUTED:
         own, its = getattr(model, name, None), getattr(wrapper, name, None)
         if own is not None and its is not None:
-            model.__dict__[name] = _routed(model, own, its, inside)
+            model.__dict__[name] = _Routed(model, own, its, inside)
 
 
-def _routed(
-    model: PreTrainedModel, own: Callable[..., Any], its: Callable[..., Any], inside: list[bool]
-) -> Any:
-    import inspect
+class _Routed:
+    """In the place of a method of the model. Copies of the model would call this model."""
 
-    names = list(inspect.signature(own).parameters)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        own: Callable[..., Any],
+        its: Callable[..., Any],
+        inside: Passing,
+    ) -> None:
+        self._model, self._own, self._its, self._inside = model, own, its, inside
+        self._names = list(inspect.signature(own).parameters)
+        update_wrapper(self, own)
 
-    @wraps(own)
-    def routed(*args: Any, **kwargs: Any) -> Any:
-        if inside:
-            return own(*args, **kwargs)
-        inside.append(True)
-        inner = model.__dict__["_modules"].get("model")
-        held = [(m.__dict__, dict(m.__dict__)) for m in (model, inner) if m is not None]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._inside.there:
+            return self._own(*args, **kwargs)
+        self._inside.put(True)
         try:
-            return its(**dict(zip(names, args, strict=False)), **kwargs)
+            given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+            return (
+                self._generated(given) if self._own.__name__ == "generate" else self._its(**given)
+            )
         finally:
-            inside.pop()
-            for now, before in held:
-                _give_back(now, before)
+            self._inside.take()
 
-    return routed
+    def _generated(self, given: Mapping[str, Any]) -> Any:
+        """PEFT changes the model while it generates, so that threads have to take turns."""
+        with _GENERATING:
+            inner = self._model.__dict__["_modules"].get("model")
+            held = [(m.__dict__, dict(m.__dict__)) for m in (self._model, inner) if m is not None]
+            try:
+                return self._its(**given)
+            finally:
+                for now, before in held:
+                    _give_back(now, before)
+
+    def __deepcopy__(self, memo: object) -> Any:
+        raise _no_copies()
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise _no_copies()
+
+
+def _no_copies() -> NotSupported:
+    return NotSupported(
+        "a model that a prompt is attached to cannot be copied or pickled: the copy would still "
+        "run the original",
+        remedy="detach the prompt, and attach it again after",
+    )
 
 
 def _give_back(now: dict[str, Any], before: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 from adapterhub.errors import AlreadyExists, InvalidOption, NotSupported
 from adapterhub.merging.work import Source, Term, Work
 from adapterhub.runtime.changing import change
-from adapterhub.runtime.guards import Dress, guard, unguard
+from adapterhub.runtime.guards import Dress, guard, refuse_copy, saving, unguard
 from adapterhub.runtime.hooks import Undo, install
 from adapterhub.runtime.live import Live
 from adapterhub.runtime.originals import Originals
@@ -52,6 +52,7 @@ class State:
         self._parted: Parted = {}
         self.dress = Dress(model)
         self._seen: dict[str, tuple[torch.Tensor, int]] = {}  # as we left them
+        self._saving = saving(model)
         self.lock = threading.RLock()
 
     @property
@@ -100,6 +101,8 @@ class State:
         """
         with self.lock:
             _refuse_twice(entries)
+            if not self.entries:
+                refuse_copy(self.model)
             kept = originals or self._originals
             if kept is None:
                 return
@@ -136,7 +139,7 @@ class State:
         if self.entries:
             guard(self.model, [entry.source.name for entry in self.entries])
         else:
-            unguard(self.model)
+            unguard(self.model, self._saving)
 
     def strangers(self, live: Live, names: Iterable[str]) -> list[str]:
         """Those of `names` that others have changed or replaced since we did."""

@@ -96,3 +96,28 @@ def test_an_adapter_that_is_a_name_and_a_path(
     said = run("merge", base, "first=0.5", "--out", "m", "--json")
     assert said.json["error"]["code"] == "invalid-name"
     assert run("merge", base, "first:latest=0.5", "--out", "m").code == 0
+
+
+def test_the_lora_of_a_union(run: Run, tmp_path: Path) -> None:
+    golden = Path(__file__).resolve().parent.parent / "golden" / "adapters" / "gpt2"
+    union, base = tmp_path / "u", golden / "base"
+    union.mkdir()
+    arrays = regkit.arrays_of(golden / "unipelt" / "adapter.safetensors")
+    still = {n: a * (not (".loras." in n and n.endswith("gate.weight"))) for n, a in arrays.items()}
+    regkit.write_tensors(union / "adapter.safetensors", still)
+    config = (golden / "unipelt" / "adapter_config.json").read_bytes()
+    (union / "adapter_config.json").write_bytes(config)
+    refused = run("merge", base, union, "--out", tmp_path / "m")
+    assert refused.code == 1
+    assert "--part lora" in refused.err
+    planned = run("merge", base, union, "--part", "lora", "--dry-run")
+    assert "(lora only)" in planned.out
+    assert "left out: --part lora" in planned.out
+    said = run("merge", base, union, "--part", "lora", "--out", tmp_path / "m")
+    assert said.code == 0, said.err
+    assert "only the LoRA is merged" in " ".join(said.out.split())
+    assert run("verify", tmp_path / "m", "--repeat", "--base", base, "--adapter", union).code == 0
+    moving = run("merge", base, golden / "unipelt", "--part", "lora", "--out", tmp_path / "n")
+    assert moving.code == 1
+    assert "hangs on the input" in moving.err
+    assert run("merge", base, union, "--part", "prefix", "--out", tmp_path / "n").code == 2

@@ -180,9 +180,9 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
             {
                 "architecture": "union",
                 "configs": [
-                    {"architecture": "prefix_tuning"},
+                    {"architecture": "prefix_tuning", "prefix_length": 3},
                     {"architecture": None},
-                    {"architecture": "lora"},
+                    {"architecture": "lora", "r": 2, "alpha": 4},
                 ],
             },
             {
@@ -250,6 +250,20 @@ def test_a_dora_magnitude_goes_both_ways(tmp_path: Path) -> None:
     found = arrays_of(out / "adapter.safetensors")[f"{QUERY}.loras.md.m.weight"]
     expected = arrays_of(source / "adapter.safetensors")[f"{QUERY}.loras.md.m.weight"]
     assert found.shape == (4, 1) and np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_use_dora_as_adapters_1_3_writes_it(tmp_path: Path, dora: bool) -> None:
+    inner = {"architecture": "lora", "composition_mode": "add", "r": 2, "alpha": 4}
+    shapes = {f"{QUERY}.loras.md.lora_A": (2, 6), f"{QUERY}.loras.md.lora_B": (4, 2)}
+    shapes |= {f"{QUERY}.loras.md.m.weight": (4, 1)} if dora else {}
+    source, out = save(tmp_path / "a", shapes, {**inner, "use_dora": dora}), tmp_path / "b"
+    adapter = inspection.require(formats.read(source))
+    assert adapter.config["use_dora"] is dora
+    out.mkdir()
+    formats.write(adapter, out, to="adapterhub")
+    assert json.loads((out / "adapter_config.json").read_text())["config"]["use_dora"] is dora
+    same(adapter, inspection.require(formats.read(out)))
 
 
 def test_pickles_need_consent(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ BAD: list[tuple[str, Any, Arrays, dict[str, Any], str]] = [
         "elements, at most",
     ),
     ("2d", "fishmask", SPARSE, {"shapes": {**SHAPES, f"{Q}.bias": [8, 1]}}, "has 2 dimensions"),
-    ("deep", "fishmask", SPARSE, {"shapes": {**SHAPES, f"{Q}.bias": [[8]]}}, "got"),
+    ("deep", "fishmask", SPARSE, {"shapes": {**SHAPES, f"{Q}.bias": [[8]]}}, "a list of sizes"),
     (
         "seed",
         "intrinsic_said",

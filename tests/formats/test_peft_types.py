@@ -127,7 +127,7 @@ CASES = {
         llama,
         {"adapter_len": 3, "adapter_layers": 1, "task_type": "CAUSAL_LM"},
         None,
-        {"model.layers.1.self_attn": (None, None)},
+        {},
         (16, None, None),
     ),
     "BEFT": Case(Plain, T, None, OUT),

@@ -99,6 +99,7 @@ def test_the_report_tells_weights_and_options(base: Path, adapter: Path, tmp_pat
             "weight": 0.25,
             "declared_base": "someone/model",
             "recorded_base": None,
+            "part": None,
         }
     ]
     assert document["actions"] == {"cast": len(llama()) - 2, "merge": 2}

@@ -148,9 +148,9 @@ def test_a_base_of_pickles_is_refused_with_the_command_that_converts(tmp_path: P
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"alora_invocation_tokens": [1, 2]}, "a alora variant"),
+        ({"alora_invocation_tokens": [1, 2]}, "of the alora variant of LoRA"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa'"),
-        ({"layer_replication": [[0, 2]]}, "a layer_replication variant"),
+        ({"layer_replication": [[0, 2]]}, "of the layer_replication variant"),
     ],
 )
 def test_variants_outside_the_formula_are_refused(

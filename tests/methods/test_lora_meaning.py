@@ -122,7 +122,7 @@ def test_convolutions_keep_their_kernel() -> None:
 def test_a_variant_is_refused_by_name(config: dict[str, Any], name: str, why: str) -> None:
     with pytest.raises(NotMergeable) as caught:
         lora.meaning(adapter({"q": PAIR}, **config))
-    assert f"this adapter is a {name} variant of LoRA" in caught.value.message
+    assert f"this adapter is of the {name} variant of LoRA" in caught.value.message
     assert why in caught.value.message
     assert lora.variants(config) == (name,)
 

@@ -143,7 +143,7 @@ def test_a_model_wrapped_by_peft_is_refused(bench: Bench) -> None:
         wrapped = peft.get_peft_model(
             copy.deepcopy(bench.model), peft.LoraConfig(target_modules=["q_proj"])
         )
-    with pytest.raises(NotSupported, match="has adapters of peft"):
+    with pytest.raises(NotSupported, match="is peft's wrapper of a model"):
         api.attach(wrapped, bench.root / "a", registry=bench.registry)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,19 @@ def test_a_ladder_beside_a_llama(
     np.testing.assert_allclose(found[0].numpy(), y @ head.T, atol=1e-5, rtol=1e-5)
     assert torch.equal(before, after)
     assert float((found - before).abs().max()) > 1e-2
+
+
+def test_a_copy_of_the_model_has_the_ladder_too(tmp_path: Path) -> None:
+    model = llama()
+    adapter = saved(tmp_path / "it", ladder("model.layers", (0, 1, 2), LLAMA_LAYER))
+    undo = attached(model, adapter)
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits
+        twin = copy.deepcopy(model)
+        undo()
+        assert torch.equal(twin(tokens, use_cache=False).logits, expected)
+        assert not torch.equal(model(tokens, use_cache=False).logits, expected)
 
 
 def test_masks_reach_the_side_network(tmp_path: Path) -> None:

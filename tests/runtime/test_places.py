@@ -45,6 +45,8 @@ def test_every_path_is_one_of_the_model(kind: str) -> None:
     places = places_of(model)
     paths = [p for place in places.places for p in (place.hidden, place.residual.of, place.norm)]
     paths += [attention.module for attention in places.attention]
+    paths += [f"{a.module}.{name}" for a in places.attention for name in a.projections]
+    paths += [lora.module for lora in places.loras]
     paths += [places.embedded[1]] if places.embedded else []
     for path in filter(None, paths):
         for layer in range(2):

@@ -165,7 +165,7 @@ def test_a_second_prompt_a_weight_and_a_wrong_width_are_refused(tmp_path: Path) 
         planned(model, adapter, 0.5)
     undo = install(model, planned(model, adapter))
     with pytest.raises(NotSupported, match="a prompt is attached already"):
-        planned(model, adapter)
+        install(model, planned(model, adapter))
     undo()
     torch.manual_seed(0)
     wide = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, "hidden_size": 32}))
