@@ -12,11 +12,13 @@ with ah.attach(base_model, "nli-graph"): ...
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import strictjson
 from adapterhub.composing import Composition, Extracted, Resized, compose, extract, resize
+from adapterhub.composing.verbs import AdapterSpec, Progress
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound
 from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
 from adapterhub.hub.client.pulling import Pulled, PullPlan, pull
@@ -46,9 +48,6 @@ if TYPE_CHECKING:
     from adapterhub.hub.server.serving import Options as ServeOptions
     from adapterhub.methods import Method
     from adapterhub.runtime import Attached
-
-Progress = Callable[[int], None]
-AdapterSpec = str | Path | tuple[str | Path, float]
 
 
 def open(
@@ -180,10 +179,9 @@ def verify_directory(
 
 def _holds_manifest(path: Path) -> bool:
     """Whether adapterhub.json is that of an exported adapter, not that of a merge."""
-    try:
+    with suppress(AdapterHubError):
         return strictjson.load_object(path).get("kind") == "adapter"
-    except AdapterHubError:
-        return False
+    return False
 
 
 def load_model(
@@ -357,12 +355,11 @@ def env() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": usable_cores(),
         "kernel": kernels.name,
+        **dict.fromkeys(packages, "not installed"),
     }
     for package in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
     return found
 
 
