@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         attach,
         compare,
         compose,
+        extract,
         inspect,
         load_model,
         merge,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         pull,
         push,
         push_all,
+        resize,
         verify_directory,
     )
     from adapterhub.errors import AdapterHubError
@@ -38,6 +40,7 @@ __all__ = [
     "attach",
     "compare",
     "compose",
+    "extract",
     "inspect",
     "load_model",
     "merge",
@@ -47,6 +50,7 @@ __all__ = [
     "pull",
     "push",
     "push_all",
+    "resize",
     "verify_directory",
 ]
 

@@ -12,11 +12,22 @@ with ah.attach(base_model, "nli-graph"): ...
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import strictjson
-from adapterhub.composing import Comparison, Composition, compare, compose
+from adapterhub.composing import (
+    Comparison,
+    Composition,
+    Extracted,
+    Resized,
+    compare,
+    compose,
+    extract,
+    resize,
+)
+from adapterhub.composing.verbs import AdapterSpec, Progress
 from adapterhub.errors import AdapterHubError, InvalidOption, NotFound
 from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
 from adapterhub.hub.client.pulling import Pulled, PullPlan, pull
@@ -42,9 +53,6 @@ if TYPE_CHECKING:
     from adapterhub.formats import Format
     from adapterhub.hub.server.serving import Options as ServeOptions
     from adapterhub.methods import Method
-
-Progress = Callable[[int], None]
-AdapterSpec = str | Path | tuple[str | Path, float]
 
 
 def open(
@@ -231,12 +239,11 @@ def env() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": usable_cores(),
         "kernel": kernels.name,
+        **dict.fromkeys(packages, "not installed"),
     }
     for package in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
     return found
 
 
@@ -244,6 +251,7 @@ __all__ = [
     "AdapterHubError",
     "Comparison",
     "Composition",
+    "Extracted",
     "Filters",
     "Inspection",
     "MergePlan",
@@ -254,10 +262,12 @@ __all__ = [
     "PushResult",
     "Pushed",
     "Registry",
+    "Resized",
     "attach",
     "compare",
     "compose",
     "env",
+    "extract",
     "formats",
     "inspect",
     "load_model",
@@ -270,6 +280,7 @@ __all__ = [
     "pull",
     "push",
     "push_all",
+    "resize",
     "serve",
     "verify_directory",
 ]

@@ -51,7 +51,7 @@ DOORS = {
         *("runtime/", "formats/pickles.py", "_introspect/", "methods/peft_layer.py"),
         *("methods/fourierft.py", "methods/projections.py"),
     ),
-    "threadpoolctl": ("composing/",),
+    "threadpoolctl": ("composing/blas.py",),
     "transformers": ("runtime/", "_introspect/"),
     "uvicorn": ("hub/server/",),
     "yaml": ("formats/card.py", "hub/client/frontmatter.py", "composing/recipe.py"),

@@ -21,6 +21,7 @@ from adapterhub.cli import (
     output,
     pulling,
     pushing,
+    resizing,
     serving,
     tables,
     tokens,
@@ -71,7 +72,8 @@ def main() -> None:
 
 _ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
 _HUB = (pushing, pulling, serving, tokens)
-_MODULES = (names, upkeep, bases, merging, composing, comparing, *_HUB, tables)
+_COMPOSING = (composing, comparing, resizing)
+_MODULES = (names, upkeep, bases, merging, *_COMPOSING, *_HUB, tables)
 _REST = (module.COMMANDS for module in _MODULES)
 for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
     main.add_command(_command)

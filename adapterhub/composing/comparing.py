@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +16,7 @@ from adapterhub.composing.comparison import Bases, Compared, Comparison, Measure
 from adapterhub.composing.figures import Delta, Meeting, Signs, meet, sampled, signs
 from adapterhub.composing.inputs import Input, compared_bases, input_of
 from adapterhub.composing.meeting import Place, places
+from adapterhub.composing.window import in_order
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.methods import (
@@ -36,7 +37,6 @@ from adapterhub.registry import Registry
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.opening import opened
 from adapterhub.registry.shaped import settled
-from adapterhub.tensorfile import usable_cores
 
 Progress = Callable[[int], None]
 _NO_SUM = {
@@ -103,17 +103,16 @@ def compared(
     found, shapes = places(inputs, [side.meaning for side in sides])
     progress = on_plan(len(found)) if on_plan else None
     measured = []
-    dense = any(addition.whole for place in found for addition in place.additions)
-    from threadpoolctl import threadpool_limits
 
-    with (
-        threadpool_limits(None if dense else 1, "blas"),
-        ThreadPoolExecutor(1 if dense else usable_cores(), "compare") as pool,
-    ):
-        for one in pool.map(lambda place: _measured(sides, place, exact), found):
-            measured.append(one)
-            if progress:
-                progress(1)
+    def held(place: Place) -> int:
+        """Bytes of what has no factors."""
+        whole = sum(bool(addition.whole) for addition in place.additions)
+        return 4 * math.prod(place.form.shape) * whole
+
+    for _, one in in_order(found, lambda place: _measured(sides, place, exact), held):
+        measured.append(one)
+        if progress:
+            progress(1)
     count = len(inputs)
     norms = comparison.norms_of(measured, count)
     return Comparison(

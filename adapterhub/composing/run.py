@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +16,9 @@ from adapterhub.composing.methods import Delta, Given, Made, Method
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.sites import Site
 from adapterhub.composing.sketch import truncated
+from adapterhub.composing.window import in_order
 from adapterhub.errors import NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
-from adapterhub.tensorfile import usable_cores
 
 Progress = Callable[[int], None]
 
@@ -47,20 +46,17 @@ def run(
 
     Raises NotMergeable for values that are NaN, infinite, or become so.
     """
-    from threadpoolctl import threadpool_limits
-
     done: list[Composed] = []
-    dense = plan.method.kind == "dense"
-    count = threads or (1 if dense else usable_cores())
-    # many small products go side by side, a large one takes all cores by itself
-    with (
-        threadpool_limits(None if dense else 1, "blas"),
-        ThreadPoolExecutor(count, "compose") as pool,
-    ):
-        for composed in pool.map(lambda site: _composed(plan, site), plan.sites):
-            done.append(composed)
-            if progress:
-                progress(1)
+
+    def held(site: Site) -> int:
+        """Bytes of its dense deltas."""
+        dense = plan.method.kind == "dense"
+        return 4 * math.prod(site.shape) * len(site.terms) if dense else 0
+
+    for _, composed in in_order(plan.sites, lambda site: _composed(plan, site), held, threads):
+        done.append(composed)
+        if progress:
+            progress(1)
     return done
 
 
@@ -71,7 +67,7 @@ def _composed(plan: Plan, site: Site) -> Composed:
         given = Given(
             shape=site.shape,
             parameters=plan.settings(site),
-            seed=_seed(plan.options.seed, site.name, number),
+            seed=seed_of(plan.options.seed, site.name, number),
             inputs=len(plan.inputs),
             weights=plan.weights_of(site),
             numbers=tuple(delta.number for delta in deltas),
@@ -82,6 +78,19 @@ def _composed(plan: Plan, site: Site) -> Composed:
             raise NotMergeable(f"{site.name}: {error.message}", remedy=error.remedy) from None
         made.append(one)
         cuts.append(what)
+    return finished(site, made, cuts, lambda scale: _bias(plan, site, scale))
+
+
+def finished(
+    site: Site,
+    made: Sequence[Made],
+    cuts: Sequence[Cut | None],
+    bias: Callable[[float], Matrix | None] = lambda scale: None,
+) -> Composed:
+    """What a LoRA file holds of a site, from what was made of each of its matrices.
+
+    `bias` is given the scale. Raises NotMergeable for what is NaN or infinite.
+    """
     made = _alike(made)
     a, b = sites.spelled(site, [each.factors for each in made])
     _check_finite(site, a, b)
@@ -93,7 +102,7 @@ def _composed(plan: Plan, site: Site) -> Composed:
         rank=made[0].factors.rank,
         scale=scale,
         cut=_total(cuts),
-        bias=_bias(plan, site, scale),
+        bias=bias(scale),
     )
 
 
@@ -111,7 +120,7 @@ def _made(
     plan: Plan, deltas: list[Delta], given: Given, rank: int | None, energy: float | None
 ) -> tuple[Made, Cut | None]:
     if not deltas:
-        return Made(_nothing(given.shape)), None
+        return Made(nothing(given.shape)), None
     if plan.method.kind == "dense":
         ranks = sum(delta.factors.rank for delta in deltas)
         dense = _dense(plan.method, deltas, given)
@@ -134,7 +143,7 @@ def _dense(method: Method, deltas: Sequence[Delta], given: Given) -> Matrix:
     return made
 
 
-def _nothing(shape: tuple[int, int]) -> Factors:
+def nothing(shape: tuple[int, int]) -> Factors:
     """A delta of zeros, of rank 1: the least that a LoRA can have."""
     return Factors(np.zeros((shape[0], 1), np.float32), np.zeros((1, shape[1]), np.float32))
 
@@ -185,6 +194,7 @@ def _check_finite(site: Site, *values: Matrix) -> None:
         raise NotMergeable(f"{site.name} becomes infinite or NaN", remedy="give smaller weights")
 
 
-def _seed(seed: int, name: str, number: int) -> int:
+def seed_of(seed: int, name: str, number: int) -> int:
+    """128 bits for one matrix of one site, the same on every machine."""
     text = f"{seed}\0{name}\0{number}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:16], "little")

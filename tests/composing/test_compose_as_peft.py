@@ -16,7 +16,7 @@ from adapterhub.adapter import Adapter
 from adapterhub.composing import as_peft, blocks, masks
 from adapterhub.composing.factored import Factors
 from adapterhub.composing.methods import Delta, Given
-from adapterhub.composing.run import _seed
+from adapterhub.composing.run import seed_of
 from adapterhub.composing.table import TABLE
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import LowRank, method
@@ -242,7 +242,7 @@ def test_the_same_chance_gives_the_same_result(
 def ours_in_the_order_of_peft(model: Any, kind: str) -> Iterator[Any]:
     found = dict(layers(model, "two"))
     for module, layer in layers(model, "one"):
-        seed = _seed(5, module, 0)
+        seed = seed_of(5, module, 0)
         count = 2 if module in found else 1
         for side in range(1 if kind.endswith("svd") else 2):
             for number in range(count):

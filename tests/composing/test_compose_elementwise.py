@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from adapterhub import composing
 from adapterhub.composing import Options
 from adapterhub.composing.cases import Case, Cases
-from adapterhub.composing.run import _seed
+from adapterhub.composing.run import seed_of
 from adapterhub.composing.table import TABLE, method
 from adapterhub.errors import InvalidOption, NotMergeable
 
@@ -37,7 +37,7 @@ def test_every_method_from_files(name: str, tmp_path: Path) -> None:
             [deltas(each.adapter)[module] for each in inputs],
             [0.7, 0.4],
             method(name).settings(settings_of(name)),
-            _seed(11, module, 0),
+            seed_of(11, module, 0),
         )
     assert_close(deltas(adapter), expected, 1e-5)
     assert not report.reproducible
@@ -108,7 +108,7 @@ def test_who_leaves_a_module_alone_counts_as_zeros(name: str, absent: int, tmp_p
         [deltas(each.adapter).get(V, zeros) for each in inputs],
         [3.0, 1.0],
         method(name).settings(asked),
-        _seed(0, V, 0),
+        seed_of(0, V, 0),
     )
     assert np.linalg.norm(expected) > 0.1
     assert_close({V: deltas(adapter)[V]}, {V: expected}, 1e-5)
