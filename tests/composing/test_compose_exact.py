@@ -135,6 +135,16 @@ def test_bases_must_be_one(tmp_path: Path) -> None:
     assert report.notes == ["of one base by its name only: owner/base"]
 
 
+def test_mirrors_of_a_base_are_that_base(tmp_path: Path) -> None:
+    first = given(lora(tmp_path / "a", 1, base_model_name_or_path="huggyllama/llama-7b"))
+    mirror = given(lora(tmp_path / "b", 2, base_model_name_or_path="decapoda-research/llama-7b-hf"))
+    _, report = composed([first, mirror])
+    assert report.notes == ["of one base by its name only: huggyllama/llama-7b"]
+    larger = given(lora(tmp_path / "c", 3, base_model_name_or_path="huggyllama/llama-13b"))
+    with pytest.raises(BaseMismatch):
+        composed([first, larger])
+
+
 def test_shapes_must_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a = given(lora(tmp_path / "a", 1))
     monkeypatch.setitem(SIZES, Q, (12, 10))
