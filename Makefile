@@ -56,6 +56,7 @@ bench: $(READY)
 	$(BIN)/python tools/bench_hub.py --large
 	$(BIN)/python tools/bench_kernel.py
 	$(BIN)/python tools/bench_attach.py
+	$(BIN)/python tools/bench_compose.py
 	$(BIN)/python tools/bench_merge.py
 	$(BIN)/python tools/bench_merge.py --grow
 
