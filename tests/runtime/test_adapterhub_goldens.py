@@ -18,7 +18,7 @@ from adapterhub import formats
 from adapterhub.adapter import Adapter
 from adapterhub.errors import AdapterHubError, BaseMismatch, NotSupported
 from adapterhub.merging.work import Source
-from adapterhub.runtime.attach import attach
+from adapterhub.runtime.attached import attach
 from adapterhub.runtime.hooks import Hooks, hooked, install
 from adapterhub.tensorfile import ArrayTensor
 

@@ -1,0 +1,181 @@
+"""compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
+from adapterhub.cli.output import json_option, plural, progress
+
+if TYPE_CHECKING:
+    from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
+    from adapterhub.composing.figures import Overlap
+
+WIDE = 10  # adapters; a matrix of more is too wide to read
+FEW = 10  # modules and pairs that are shown unless all are asked for
+NAME = 44  # characters of a module's path
+_FIGURES = ("cosine", "signs differ", "overlap of B", "of A")
+
+
+@click.command()
+@adapter_argument("adapters", metavar="ADAPTER ADAPTER...", nargs=-1, required=True)
+@click.option("--base", help="A BASE to measure the deltas against; by default the recorded one.")
+@click.option("--exact", is_flag=True, help="Compare the signs of all elements, not of a sample.")
+@click.option("--layers", is_flag=True, help="List every module.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A picture as .png, .svg or .pdf; needs adapterhub[plot].",
+)
+@click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
+@json_option
+def compare(
+    adapters: tuple[str, ...], layers: bool, plot: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Measure how alike adapters are, by module and in all."""
+    from adapterhub import api
+
+    if len(adapters) < 2:
+        raise click.UsageError("A comparison needs two ADAPTERs or more.")
+    with open_registry() as registry, ExitStack() as bars:
+
+        def on_plan(modules: int) -> output.Progress:
+            return bars.enter_context(progress("comparing", modules, unit_bytes=False))
+
+        found = api.compare(adapters, plot=plot, registry=registry, on_plan=on_plan, **options)
+    if as_json:
+        output.print_json(found.to_dict())
+        return
+    _print(found)
+    _print_modules(found, layers)
+    if plot is not None:
+        click.echo(f"\npicture: {output.clean(str(plot))}")
+
+
+def _print(found: Comparison) -> None:
+    click.secho(f"compared {len(found.adapters)} adapters", bold=True)
+    output.print_table(
+        ("", "adapter", "method", "modules", "norm", "of the base"),
+        [
+            (n, _tail(short_ref(a.name), NAME), a.method, a.modules, f"{a.norm:.4g}", _of(a))
+            for n, a in enumerate(found.adapters, 1)
+        ],
+        right=("", "modules", "norm", "of the base"),
+    )
+    if 2 < len(found.adapters) <= WIDE:
+        click.echo("\ncosine of the whole deltas")
+        numbers = [str(n) for n in range(1, len(found.adapters) + 1)]
+        rows = [(n, *map(_figure, row)) for n, row in zip(numbers, found.cosine, strict=True)]
+        output.print_table(("", *numbers), rows, right=("", *numbers))
+    _print_pairs(found)
+    _print_notes(found)
+
+
+def _of(adapter: Any) -> str | None:
+    return None if adapter.of_base is None else _share(adapter.of_base)
+
+
+def _print_pairs(found: Comparison) -> None:
+    """The most alike of many, and what speaks against one base."""
+    ordered = list(zip(found.pairs, found.bases, strict=True))
+    if len(ordered) > FEW:
+        ordered.sort(key=lambda each: -abs(each[0].cosine or 0.0))
+    click.echo()
+    title = "pair" if len(ordered) <= FEW else f"pair ({FEW} of {len(ordered)})"
+    output.print_table(
+        (title, *_FIGURES, "modules", "base"),
+        [(_pair(met), *_figures(met), met.modules, b.relation) for met, b in ordered[:FEW]],
+        right=(*_FIGURES, "modules"),
+    )
+
+
+def _print_notes(found: Comparison) -> None:
+    notes = [f"bases: {each.said}" for each in found.bases if each.said]
+    notes += [f"not compared, since shapes differ: {each}" for each in found.shapes]
+    for adapter in found.adapters:
+        if adapter.left_out:
+            count = plural(len(adapter.left_out), "tensor")
+            first = adapter.left_out[0]
+            notes.append(f"not compared, {count} of {short_ref(adapter.name)}: {first}")
+    notes += found.notes
+    if found.looked_at is not None and found.looked_at < 1:
+        notes.append(f"signs of {found.looked_at:.1%} of the elements; --exact compares all")
+    if notes:
+        click.echo()
+    for note in notes[:FEW]:
+        click.echo(f"• {output.clean(note)}")
+    if len(notes) > FEW:
+        click.echo(f"• and {len(notes) - FEW} more: --json")
+
+
+# --- modules ----------------------------------------------------------------------------------
+
+
+def _print_modules(found: Comparison, all_of_them: bool) -> None:
+    shared = [one for one in found.modules if one.pairs]
+    if not shared:
+        click.echo("\nno module is changed by two of them")
+        return
+    title = "modules, each with the pair that is least alike in it"
+    if not all_of_them:
+        shared.sort(key=lambda one: _lowest(one)[0])
+        more = f" of {len(shared)}; --layers lists all" if len(shared) > FEW else ""
+        title = f"least alike: {min(FEW, len(shared))} modules{more}"
+        shared = shared[:FEW]
+    click.echo(f"\n{title}")
+    output.print_table(
+        ("module", "pair", *_FIGURES, "norms"),
+        [_row(one) for one in shared],
+        right=_FIGURES,
+    )
+
+
+def _lowest(one: ModuleComparison) -> tuple[float, Met]:
+    def value(met: Met) -> float:
+        return 2.0 if met.cosine is None else met.cosine
+
+    met = min(one.pairs, key=value)
+    return value(met), met
+
+
+def _row(one: ModuleComparison) -> tuple[str, ...]:
+    met = _lowest(one)[1]
+    norms = " ".join(f"{one.norms[number] or 0.0:.2g}" for number in met.pair)
+    return _tail(one.module, NAME - 8), _pair(met), *_figures(met), norms
+
+
+def _pair(met: Met) -> str:
+    return f"{met.pair[0] + 1}–{met.pair[1] + 1}"
+
+
+def _figures(met: Met) -> Iterator[str]:
+    yield _figure(met.cosine)
+    yield "–" if met.sign_conflicts is None else _share(met.sign_conflicts)
+    yield _overlap(met.columns)
+    yield _overlap(met.rows)
+
+
+def _overlap(found: Overlap | None) -> str:
+    return "–" if found is None else f"{found.mean:.3f}"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def _tail(text: str, most: int) -> str:
+    return text if len(text) <= most else f"…{text[1 - most :]}"
+
+
+COMMANDS: Sequence[click.Command] = (compare,)

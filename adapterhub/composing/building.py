@@ -1,0 +1,107 @@
+"""A LoRA in PEFT's format, from the factors of its modules and the tensors that it saves whole."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapterhub.adapter import Adapter, BaseClaim
+from adapterhub.composing.run import Composed
+from adapterhub.methods.lora_pairs import MAGNITUDE
+from adapterhub.tensorfile import ArrayTensor, Tensor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """`wholes`: (module, role) → a tensor as it is. `tokens`: module → those of its `token_rows`.
+
+    `fields`: of the config, those that do not follow from the factors; PEFT's defaults where they
+    are missing.
+    """
+
+    composed: Sequence[Composed]
+    wholes: Mapping[tuple[str, str], Tensor]
+    base: BaseClaim
+    fields: Mapping[str, Any]
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    task: str | None = None
+    labels: tuple[str, ...] = ()
+
+
+def lora(parts: Parts) -> Adapter:
+    """A LoRA whose config gives each module its rank and scale."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for one in parts.composed:
+        roles = modules.setdefault(one.site.module, {})
+        roles[one.site.roles[0]] = ArrayTensor(one.a)
+        roles[one.site.roles[1]] = ArrayTensor(one.b)
+        if one.bias is not None:
+            roles["lora_B.bias"] = ArrayTensor(one.bias)
+        if found := magnitude(one):
+            roles[MAGNITUDE] = found
+    for (module, role), tensor in parts.wholes.items():
+        modules.setdefault(module, {})[role] = tensor
+    return Adapter(
+        method="lora",
+        format="peft",
+        config=_config(parts),
+        modules=modules,
+        base=parts.base,
+        task=parts.task,
+        labels=parts.labels,
+    )
+
+
+def magnitude(one: Composed) -> Tensor | None:
+    terms = one.site.terms
+    return terms[0].part.magnitude if len(terms) == 1 else None
+
+
+def _config(parts: Parts) -> dict[str, Any]:
+    """PEFT's fields, in PEFT's spelling."""
+    composed = parts.composed
+    rank = Counter(one.rank for one in composed).most_common(1)[0][0] if composed else 8
+    alphas = {one.site.name: one.scale * one.rank for one in composed}
+    usual = [alphas[one.site.name] for one in composed if one.rank == rank]
+    alpha = Counter(usual).most_common(1)[0][0] if usual else rank
+    modules = sorted({one.site.module for one in composed if one.site.parameter is None})
+    return {
+        "peft_type": "LORA",
+        "auto_mapping": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": _whole_number(alpha),
+        "rank_pattern": {_key(o.site.name): o.rank for o in composed if o.rank != rank},
+        "alpha_pattern": {
+            _key(name): _whole_number(value) for name, value in alphas.items() if value != alpha
+        },
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": any(magnitude(one) for one in composed),
+        "lora_bias": any(one.bias is not None for one in composed),
+        "init_lora_weights": True,
+        "target_modules": modules,
+        "target_parameters": None,
+        "modules_to_save": None,
+        "trainable_token_indices": _tokens(parts),
+        **parts.fields,
+    }
+
+
+def _whole_number(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _key(name: str) -> str:
+    """A pattern that PEFT matches with this module alone."""
+    return "^" + re.escape(name)
+
+
+def _tokens(parts: Parts) -> dict[str, list[int]] | None:
+    found = {module: list(tokens) for module, tokens in sorted(parts.tokens.items())}
+    return found or None

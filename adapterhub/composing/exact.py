@@ -1,0 +1,39 @@
+"""The weighted sum of deltas, exact on their factors: Σ wᵢ·sᵢ·Bᵢ·Aᵢ = [… wᵢsᵢBᵢ …]·[… Aᵢ …].
+
+The ranks add up. Only elements of B are multiplied, each rounded once to fp32, so that the result
+has the same bits everywhere; where all inputs have one scale, it stays the scale of the result, and
+a weight of 1 changes no bit at all. Task arithmetic (https://arxiv.org/abs/2212.04089) is this sum
+with weights of either sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adapterhub.composing.factored import Factors, stacked
+from adapterhub.composing.methods import Delta, Given, Made
+
+
+def total(deltas: Sequence[Delta], given: Given) -> Made:
+    scale = _common(deltas)
+    terms = [_weighted(delta, delta.weight * delta.scale / scale) for delta in deltas]
+    return Made(stacked(terms), scale)
+
+
+def _common(deltas: Sequence[Delta]) -> float:
+    """The scale of all, if it is one that alpha / rank of the result gives back."""
+    scales = {delta.scale for delta in deltas}
+    rank = sum(delta.factors.rank for delta in deltas)
+    scale = scales.pop()
+    kept = not scales and scale > 0 and scale * rank / rank == scale
+    return scale if kept else 1.0
+
+
+def _weighted(delta: Delta, coefficient: float) -> Factors:
+    """fp64 rounded once; a coefficient of 1 leaves every bit, NaN payloads and −0 included."""
+    if coefficient == 1:
+        return delta.factors
+    b = (np.float64(coefficient) * delta.factors.b.astype(np.float64)).astype(np.float32)
+    return Factors(b, delta.factors.a)

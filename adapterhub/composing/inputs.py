@@ -1,0 +1,113 @@
+"""What is composed, and whether it may be: adapters of one base, as far as anybody knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from adapterhub.adapter import Adapter
+from adapterhub.errors import BaseMismatch, InvalidOption
+from adapterhub.formats.roots import adapter_root
+from adapterhub.known_bases import named
+from adapterhub.registry import Loaded
+
+
+@dataclass(frozen=True)
+class Input:
+    """An adapter and its weight.
+
+    `digest` is its version's, where it comes from the registry; `root` its adapter_root; `base` the
+    manifest's record.
+    """
+
+    name: str
+    adapter: Adapter
+    weight: float = 1.0
+    digest: str | None = None
+    root: str = ""
+    base: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise InvalidOption(
+                f"the weight of {self.name} is {self.weight}", remedy="give a finite number"
+            )
+
+    @property
+    def base_name(self) -> str | None:
+        return (self.base or {}).get("name") or self.adapter.base.name
+
+    @property
+    def base_root(self) -> str | None:
+        return (self.base or {}).get("weights_root")
+
+    def same(self, other: Input) -> bool:
+        """Whether both are one adapter: equal tensors, and equal in what gives them a meaning."""
+        one, two = self.adapter, other.adapter
+        return (self.root, one.method, dict(one.config)) == (
+            other.root,
+            two.method,
+            dict(two.config),
+        )
+
+
+def input_of(loaded: Loaded, weight: float = 1.0) -> Input:
+    manifest = loaded.manifest or {}
+    return Input(
+        name=loaded.name,
+        adapter=loaded.adapter,
+        weight=weight,
+        digest=loaded.digest,
+        root=manifest.get("adapter_root") or adapter_root(loaded.adapter),
+        base=manifest.get("base"),
+    )
+
+
+def check_bases(inputs: Sequence[Input], *, force: bool = False) -> list[str]:
+    """Notes on how sure it is that all are of one base.
+
+    By the recorded weights_root where two have one, else by the base that they name. Raises
+    BaseMismatch, with every pair that differs, unless `force`.
+    """
+    wrong, unsure = [], set()
+    for one, other in combinations(inputs, 2):
+        said, sure = compared_bases(one, other)
+        if said:
+            wrong.append(said)
+        elif not sure:
+            unsure.add(str(one.base_name))
+    if wrong and not force:
+        raise BaseMismatch(
+            "these adapters are not known to be of one base",
+            details=wrong,
+            remedy="add them with --base DIR, which records it; --force-base composes all the same",
+        )
+    notes = [f"of one base by its name only: {name}" for name in sorted(unsure)]
+    return [*notes, *(f"forced: {said}" for said in wrong)]
+
+
+def compared_bases(one: Input, other: Input) -> tuple[str, bool]:
+    """What speaks against one base, or "", and whether digests say that it is one."""
+    if one.base_root and other.base_root:
+        if one.base_root == other.base_root:
+            return "", True
+        return f"{one.name} and {other.name} were added with different bases", True
+    names = [each.base_name for each in (one, other)]
+    if None in names:
+        nameless = one.name if names[0] is None else other.name
+        return f"{nameless} does not say which base it is for", False
+    if _meant(str(names[0])) != _meant(str(names[1])):
+        return f"{one.name} is for {names[0]}, {other.name} for {names[1]}", False
+    revisions = {each.adapter.base.revision for each in (one, other)} - {None}
+    if len(revisions) > 1:
+        return f"{one.name} and {other.name} are for different revisions of {names[0]}", False
+    return "", False
+
+
+def _meant(name: str) -> object:
+    """What a base's name means: mirrors of a known base hold the same weights."""
+    known = named(name)
+    return (known.base.name, known.variant) if known else name.lower()

@@ -1,0 +1,182 @@
+"""Recipes: a composition as a YAML file, and the file for a composition that was made.
+
+merge_method: ties
+models:
+  - model: ner
+    parameters: {weight: 0.7}
+  - model: runs/topics
+    parameters: {weight: [{filter: v_proj, value: 0.2}, {value: 0.3}]}
+parameters: {density: 0.5}
+rank: 16
+seed: 1
+name: both
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub import schema
+from adapterhub.composing.cases import Cases, parsed, plain
+from adapterhub.composing.table import method
+from adapterhub.errors import InvalidOption, NotFound, SchemaError
+from adapterhub.formats.card import trick
+
+LIMIT_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`models`: each ADAPTER and its weight, a number or Cases."""
+
+    method: str
+    models: tuple[tuple[str | Path, float | Cases], ...]
+    parameters: Mapping[str, Any]
+    base_model: str | None = None
+    rank: int | Cases | None = None
+    energy: float | Cases | None = None
+    whole: str = "refuse"
+    seed: int = 0
+    name: str | None = None
+    out: str | None = None
+
+
+def read(path: Path) -> Recipe:
+    """Raises NotFound, SchemaError with all that is wrong, InvalidOption."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LIMIT_BYTES + 1)
+    except OSError as error:
+        raise NotFound(
+            f"{path} cannot be read: {error.strerror}", remedy="check the path"
+        ) from error
+    if len(data) > LIMIT_BYTES:
+        raise SchemaError(f"{path} is larger than 64 KiB", remedy="a recipe is shorter")
+    return parse(_document(data, str(path)), what=str(path))
+
+
+def parse(document: object, *, what: str) -> Recipe:
+    """A recipe from what its YAML says. Raises as `read`."""
+    schema.check(document, "recipe", what=what)
+    found: Mapping[str, Any] = document  # type: ignore[assignment]
+    parameters = _parameters(found, what)
+    return Recipe(
+        method=method(found["merge_method"]).name,
+        models=tuple((row["model"], _weight(row)) for row in found["models"]),
+        parameters=parameters,
+        base_model=found.get("base_model"),
+        rank=parsed(found.get("rank")),
+        energy=parsed(found.get("energy")),
+        whole=found.get("whole", "refuse"),
+        seed=found.get("seed", 0),
+        name=found.get("name"),
+        out=found.get("out"),
+    )
+
+
+def _weight(row: Mapping[str, Any]) -> Any:
+    return parsed(row.get("parameters", {}).get("weight", 1.0))
+
+
+def _parameters(found: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The method's own; those that stand with the models must be the same for all of them."""
+    given = {key: parsed(value) for key, value in found.get("parameters", {}).items()}
+    rows = [row.get("parameters", {}) for row in found["models"]]
+    for key in sorted({key for row in rows for key in row} - {"weight"}):
+        values = [row.get(key) for row in rows]
+        if any(value != values[0] for value in values) or given.get(key, parsed(values[0])) != (
+            parsed(values[0])
+        ):
+            raise InvalidOption(
+                f"{what}: {key} differs between the models, and {found['merge_method']} takes one "
+                "for all",
+                remedy=f"give {key} once, under the recipe's own parameters",
+            )
+        given[key] = parsed(values[0])
+    return given
+
+
+def _document(data: bytes, what: str) -> object:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice, of which YAML would silently take the last."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = Counter(str(key.value) for key, _ in node.value)
+            twice = next((key for key, count in keys.items() if count > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {twice} stands twice", node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    try:
+        text = data.decode("utf-8")
+        if why := trick(text):
+            raise SchemaError(f"{what} {why}", remedy="write it plainly")
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        first = " ".join(str(error).split())
+        raise SchemaError(f"{what} is not valid YAML: {first[:200]}") from error
+
+
+# --- from a lineage ---------------------------------------------------------------------------
+
+
+def recipe_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe that made a version, by its lineage; None for what no recipe makes.
+
+    A stranger's lineage may claim to be a composition and hold anything: that is None, too.
+    """
+    if lineage.get("operation") != "compose":
+        return None
+    try:
+        found = _recipe_of(lineage)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return None
+    return None if schema.problems(found, "recipe") else found
+
+
+def _recipe_of(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    told = lineage["parameters"]
+    weights = told.get("weights", {})
+    found = {
+        "merge_method": told["method"],
+        "models": [
+            _model(each, weights.get(str(number), each.get("weight", 1.0)))
+            for number, each in enumerate(lineage["inputs"])
+        ],
+        "parameters": told["parameters"],
+        "rank": told["rank"],
+        "energy": told["energy"],
+        "whole": _chosen(told["whole"], lineage["inputs"]),
+        "seed": told.get("seed"),
+    }
+    return {key: value for key, value in found.items() if value not in (None, {}, "refuse")}
+
+
+def _model(source: Mapping[str, Any], weight: Any) -> dict[str, Any]:
+    return {"model": _digest(source), "parameters": {"weight": weight}}
+
+
+def _digest(source: Mapping[str, Any]) -> str:
+    """An adapter that came from a path is in no registry: its adapter_root at least says which."""
+    return str(source.get("digest") or f"adapter_root {source['weights_root']}")
+
+
+def _chosen(whole: Any, inputs: Sequence[Mapping[str, Any]]) -> Any:
+    return _digest(inputs[whole]) if isinstance(whole, int) else whole
+
+
+def to_yaml(recipe: Mapping[str, Any]) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(
+        plain(dict(recipe)), sort_keys=False, allow_unicode=True, default_flow_style=None
+    )
+    return text

@@ -1,0 +1,207 @@
+"""From composed modules to a LoRA adapter in PEFT's format, its lineage, and a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub.adapter import Adapter, BaseClaim
+from adapterhub.composing import writing
+from adapterhub.composing.building import Parts, lora
+from adapterhub.composing.cases import plain
+from adapterhub.composing.inputs import Input
+from adapterhub.composing.plan import Plan
+from adapterhub.composing.run import Composed
+from adapterhub.composing.writing import Artefact, check_out
+from adapterhub.registry import manifests
+
+__all__ = [
+    "ModuleReport",
+    "Report",
+    "adapter_of",
+    "artefact",
+    "check_out",
+    "lineage",
+    "report",
+    "total_error",
+    "write",
+    "write_into",
+]
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """`error`: ‖Δ − truncated‖ / ‖Δ‖, None where nothing was truncated."""
+
+    module: str
+    inputs: int
+    rank: int
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """`error`: of all modules together. `reproducible`: the same digest on every machine."""
+
+    method: str
+    inputs: list[dict[str, Any]]
+    parameters: dict[str, Any]
+    modules: list[ModuleReport]
+    error: float | None
+    reproducible: bool
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def adapter_of(plan: Plan, composed: Sequence[Composed]) -> Adapter:
+    """A LoRA whose config gives each module its rank and scale."""
+    first = plan.inputs[0]
+    return lora(
+        Parts(
+            composed=composed,
+            wholes=plan.wholes.tensors,
+            tokens=plan.wholes.tokens,
+            base=BaseClaim(first.base_name, _common_revision(plan.inputs)),
+            fields=_fields(plan, composed),
+            task=plan.wholes.task,
+            labels=plan.wholes.labels,
+        )
+    )
+
+
+def _common_revision(inputs: Sequence[Input]) -> str | None:
+    found = {each.adapter.base.revision for each in inputs}
+    return found.pop() if len(found) == 1 else None
+
+
+# --- the config -------------------------------------------------------------------------------
+
+
+def _fields(plan: Plan, composed: Sequence[Composed]) -> dict[str, Any]:
+    """What all inputs say alike is kept."""
+    configs = [each.adapter.config for each in plan.inputs]
+    return {
+        "bias": next((c["bias"] for c in configs if c.get("bias", "none") != "none"), "none"),
+        "fan_in_fan_out": any(config.get("fan_in_fan_out") for config in configs),
+        "target_modules": _targets(plan, composed),
+        "target_parameters": _union(configs, "target_parameters"),
+        "modules_to_save": _union(configs, "modules_to_save"),
+        **_version(configs),
+    }
+
+
+def _targets(plan: Plan, composed: Sequence[Composed]) -> list[str]:
+    """The names that the inputs' configs give, where those say no more; else every module."""
+    modules = sorted({one.site.module for one in composed if one.site.parameter is None})
+    configs = [each.adapter.config for each in plan.inputs]
+    narrowing = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    plain = all(
+        isinstance(config.get("target_modules"), list)
+        and not any(config.get(field) for field in narrowing)
+        for config in configs
+    )
+    if not plain:
+        return modules
+    return sorted({str(name) for config in configs for name in config["target_modules"]})
+
+
+def _union(configs: Sequence[Mapping[str, Any]], field: str) -> list[str] | None:
+    found = {str(name) for config in configs for name in config.get(field) or ()}
+    return sorted(found) or None
+
+
+def _version(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What target_parameters mean hangs on the version of peft that wrote them."""
+    found = {config.get("peft_version") for config in configs if config.get("target_parameters")}
+    return {"peft_version": found.pop()} if len(found) == 1 and None not in found else {}
+
+
+# --- lineage and report -----------------------------------------------------------------------
+
+
+def lineage(plan: Plan) -> dict[str, Any]:
+    """What a manifest says of how this version was made; the same on every machine."""
+    options = plan.options
+    parameters = {
+        "method": plan.method.name,
+        "parameters": plain(plan.parameters),
+        **plain({"rank": options.rank, "energy": options.energy}),
+        "whole": options.whole,
+        "force_base": options.force_base,
+        "reproducible": plan.exact,
+    }
+    if options.weights:
+        weights = {str(number): value for number, value in options.weights.items()}
+        parameters["weights"] = plain(weights)
+    if plan.method.seeded:
+        parameters["seed"] = options.seed
+    return {
+        "operation": "compose",
+        "inputs": [_input(each) for each in plan.inputs],
+        "parameters": parameters,
+    }
+
+
+def _input(source: Input) -> dict[str, Any]:
+    known = {"digest": source.digest} if source.digest else {}
+    return {**known, "weights_root": source.root, "role": "adapter", "weight": source.weight}
+
+
+def report(plan: Plan, composed: Sequence[Composed]) -> Report:
+    return Report(
+        method=plan.method.name,
+        inputs=[
+            {"name": each.name, "weight": each.weight, "digest": each.digest}
+            for each in plan.inputs
+        ],
+        parameters=plain(plan.parameters),
+        modules=[
+            ModuleReport(
+                one.site.name, len(one.site.terms), one.rank, one.cut.error if one.cut else None
+            )
+            for one in composed
+        ],
+        error=total_error(composed),
+        reproducible=plan.exact,
+        notes=list(plan.notes),
+    )
+
+
+def total_error(composed: Sequence[Composed]) -> float | None:
+    """That of all modules together; None where nothing was truncated."""
+    cuts = [one.cut for one in composed if one.cut]
+    total = math.fsum(cut.total for cut in cuts)
+    lost = math.fsum(max(0.0, cut.total - cut.energy) for cut in cuts)
+    return (math.sqrt(lost / total) if total else 0.0) if cuts else None
+
+
+def artefact(plan: Plan, adapter: Adapter) -> Artefact:
+    """The adapter with what its manifest says beside it."""
+    return Artefact(adapter, _base_record(plan), lineage(plan))
+
+
+def write(plan: Plan, adapter: Adapter, out: Path) -> None:
+    """See `writing.write`."""
+    writing.write(artefact(plan, adapter), out)
+
+
+def write_into(plan: Plan, adapter: Adapter, directory: Path) -> None:
+    """See `writing.write_into`."""
+    writing.write_into(artefact(plan, adapter), directory)
+
+
+def _base_record(plan: Plan) -> manifests.BaseRecord:
+    """That of the inputs, as far as they say the same."""
+    records = [dict(each.base or {}) for each in plan.inputs]
+    fields = ("structure_root", "weights_root", "quantization")
+    common = {
+        field: records[0].get(field)
+        for field in fields
+        if len({record.get(field) for record in records}) == 1
+    }
+    return manifests.BaseRecord(plan.inputs[0].base_name, _common_revision(plan.inputs), **common)

@@ -1,0 +1,261 @@
+"""The methods that adapters are composed by: a row each, with its paper and its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from adapterhub.composing.methods import Method
+from adapterhub.composing.parameters import Parameter
+from adapterhub.errors import InvalidOption
+
+_ARXIV = "https://arxiv.org/abs/"
+
+
+def _density(default: float) -> Parameter:
+    return Parameter("density", default, "share of the elements kept", 0.0, 1.0, above=True)
+
+
+_MAJORITY = Parameter(
+    "majority_sign_method",
+    "total",
+    "signs are elected by the sum of the elements, or of their signs",
+    choices=("total", "frequency"),
+)
+
+
+_LAMBDA = Parameter("lambda", 1.0, "factor of the result")
+
+
+def _normalize(default: bool) -> Parameter:
+    return Parameter("normalize", default, "divide by the weights that count")
+
+
+def _rescale(default: bool) -> Parameter:
+    return Parameter("rescale", default, "make up for what was dropped")
+
+
+def _elementwise(
+    name: str,
+    title: str,
+    paper: str | None,
+    *parameters: Parameter,
+    file: str = "elementwise",
+    **more: Any,
+) -> Method:
+    paper = paper and _ARXIV + paper
+    return Method(name, title, paper, "dense", file, name, parameters, **more)
+
+
+def _as_peft(
+    name: str, title: str, paper: str, *, elects: bool, seeded: bool
+) -> tuple[Method, ...]:
+    """An element-wise combination of PEFT's: on the factors, and on the deltas."""
+    parameters = (_density(0.5), *([_MAJORITY] if elects else ()))
+    return (
+        Method(
+            f"peft_{name}",
+            f"{title} of each factor, as PEFT",
+            _ARXIV + paper,
+            "factors",
+            "as_peft",
+            name,
+            parameters,
+            exact=True,
+            seeded=seeded,
+            equal_ranks=True,
+            note="A and B each by itself: far from the same on the deltas",
+        ),
+        Method(
+            f"peft_{name}_svd",
+            f"{title} of the deltas, as PEFT",
+            _ARXIV + paper,
+            "dense",
+            "as_peft",
+            f"{name}_svd",
+            parameters,
+            seeded=seeded,
+            largest_rank=True,
+        ),
+    )
+
+
+_SHARED = (
+    Method(
+        "knots_ties",
+        "TIES in a shared basis (KnOTS)",
+        _ARXIV + "2410.19735",
+        "factors",
+        "subspaces",
+        "knots_ties",
+        (_density(0.2),),
+    ),
+    Method(
+        "knots_dare",
+        "DARE-TIES in a shared basis (KnOTS)",
+        _ARXIV + "2410.19735",
+        "factors",
+        "subspaces",
+        "knots_dare",
+        (_density(0.5),),
+        seeded=True,
+    ),
+    Method(
+        "tsv",
+        "Task singular vectors (TSV-merge)",
+        _ARXIV + "2412.00081",
+        "factors",
+        "subspaces",
+        "tsv",
+        (
+            Parameter(
+                "share",
+                None,
+                "share of each adapter's singular values kept; by default 1 / their number",
+                0.0,
+                1.0,
+                above=True,
+            ),
+        ),
+    ),
+    Method(
+        "iso_c",
+        "All singular values of the sum alike (Iso-C)",
+        _ARXIV + "2502.04959",
+        "factors",
+        "subspaces",
+        "iso_c",
+        note="a truncation of it is arbitrary: no direction is larger than another",
+    ),
+)
+_PEFT = (
+    Method(
+        "peft_linear",
+        "Sums of A and of B, as PEFT",
+        None,
+        "factors",
+        "as_peft",
+        "linear",
+        exact=True,
+        equal_ranks=True,
+        note="the product has cross terms: far from the sum of the deltas",
+    ),
+    Method("peft_cat", "Concatenation, as PEFT", None, "factors", "exact", "total", exact=True),
+    Method(
+        "peft_svd",
+        "Sum, truncated to the largest rank, as PEFT",
+        None,
+        "factors",
+        "exact",
+        "total",
+        largest_rank=True,
+    ),
+    *_as_peft("ties", "TIES", "2306.01708", elects=True, seeded=False),
+    *_as_peft("dare_linear", "DARE", "2311.03099", elects=False, seeded=True),
+    *_as_peft("dare_ties", "DARE and TIES", "2311.03099", elects=True, seeded=True),
+    *_as_peft("magnitude_prune", "Largest elements", "2306.01708", elects=False, seeded=False),
+)
+
+_ELEMENTWISE = (
+    _elementwise(
+        *("ties", "TIES-Merging", "2306.01708"),
+        *(_density(1.0), _LAMBDA, _normalize(True), _rescale(False), _MAJORITY),
+    ),
+    _elementwise(
+        *("dare_linear", "DARE", "2311.03099"),
+        *(_density(1.0), _LAMBDA, _normalize(False), _rescale(True)),
+        seeded=True,
+        check="check_normalized",
+    ),
+    _elementwise(
+        *("dare_ties", "DARE with TIES' signs", "2311.03099"),
+        *(_density(1.0), _LAMBDA, _normalize(False), _rescale(True), _MAJORITY),
+        seeded=True,
+    ),
+    _elementwise(
+        *("della", "DELLA-Merging", "2406.11617"),
+        _density(1.0),
+        Parameter("epsilon", 0.15, "how far probabilities go from the density", 0, 0.5),
+        *(_LAMBDA, _normalize(True), _rescale(True), _MAJORITY),
+        seeded=True,
+        check="check_della",
+    ),
+    _elementwise(
+        *("breadcrumbs", "Model Breadcrumbs", "2312.06795"),
+        _density(1.0),
+        Parameter("gamma", 0.01, "share of the largest elements that go", 0, 1),
+        *(_LAMBDA, _normalize(False), _rescale(False)),
+        check="check_normalized",
+    ),
+    _elementwise("magnitude_prune", "Sum of the largest elements", None, _density(1.0), _LAMBDA),
+    _elementwise(
+        *("sce", "Select, calculate, erase", "2408.07990"),
+        Parameter("select_topk", 1.0, "share of the elements that differ most", 0, 1, above=True),
+        inputs=(2, None),
+        biases=False,
+    ),
+    _elementwise(
+        *("slerp", "Spherical interpolation", None),
+        Parameter("t", 0.5, "0: the first adapter, 1: the second", 0, 1),
+        file="spherical",
+        inputs=(2, 2),
+        biases=False,
+    ),
+    _elementwise(
+        *("nuslerp", "Spherical interpolation by weights", None),
+        Parameter("nuslerp_flatten", True, "a whole matrix is one vector"),
+        Parameter("nuslerp_row_wise", False, "else vectors run across the rows"),
+        file="spherical",
+        inputs=(2, 2),
+        biases=False,
+        note="the weights give t, and do not scale",
+    ),
+)
+
+_ROWS = (
+    Method("sum", "Weighted sum", None, "factors", "exact", "total", exact=True),
+    Method(
+        "average",
+        "Weighted average",
+        None,
+        "factors",
+        "exact",
+        "total",
+        exact=True,
+        averages=True,
+    ),
+    Method(
+        "task_arithmetic",
+        "Task arithmetic",
+        _ARXIV + "2212.04089",
+        "factors",
+        "exact",
+        "total",
+        exact=True,
+        note="negative weights make a model forget",
+    ),
+    *_ELEMENTWISE,
+    Method(
+        "concat",
+        "Tokens of prompts in a row",
+        None,
+        "tensors",
+        "tensorwise",
+        "combine",
+        exact=True,
+    ),
+    *_SHARED,
+    *_PEFT,
+)
+
+TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
+
+
+def method(name: str) -> Method:
+    """The row of a method. Raises InvalidOption, with the nearest names."""
+    if name not in TABLE:
+        near = get_close_matches(name, TABLE, n=3, cutoff=0.4)
+        known = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(TABLE)}"
+        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=known)
+    return TABLE[name]

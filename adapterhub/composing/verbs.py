@@ -1,0 +1,177 @@
+"""`compose` for people: refs in, a version or a directory out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub.adapter import Adapter
+from adapterhub.composing import recipe as recipes
+from adapterhub.composing import tensorwise
+from adapterhub.composing.cases import Cases
+from adapterhub.composing.inputs import Input, input_of
+from adapterhub.composing.plan import Options, Plan, plan
+from adapterhub.composing.recipe import Recipe
+from adapterhub.composing.result import Report, adapter_of, check_out, report, write, write_into
+from adapterhub.composing.run import run
+from adapterhub.composing.wholes import AVERAGE, REFUSE
+from adapterhub.digest import is_digest
+from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
+from adapterhub.registry import Registry
+from adapterhub.registry.opening import opened
+from adapterhub.store import check_name
+
+AdapterSpec = str | Path | tuple[str | Path, float]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What was made: `version` (`name@sha256:…`) or `out`, one of them None."""
+
+    version: str | None
+    out: str | None
+    report: Report
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"version": self.version, "out": self.out, **self.report.to_dict()}
+
+
+def compose(
+    adapters: Sequence[AdapterSpec] = (),
+    *,
+    recipe: str | Path | None = None,
+    method: str = "sum",
+    name: str | None = None,
+    out: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    whole: str = REFUSE,
+    seed: int = 0,
+    force_base: bool = False,
+    allow_pickle: bool = False,
+    registry: Registry | None = None,
+    on_plan: Callable[[int], Progress | None] | None = None,
+) -> Composition:
+    """Adapters of one base → one adapter: a version of `name`, or the new directory `out`.
+
+    `adapters`: refs or paths, or pairs of one and its weight. `method`: see `compose --methods`;
+    `parameters` are its own. `rank`, `energy`: truncate each module to a rank, or to the fewest
+    singular values that keep this share of its energy, or both. `whole`: what becomes of heads and
+    other tensors that are saved whole and differ: "refuse", "average", or the adapter (as it was
+    given) whose tensors are taken. `seed`: of methods that drop elements by chance. `recipe`: a
+    YAML file that says all of this; `name` or `out` given here take the place of its own.
+    `on_plan` is given the number of modules before anything is computed, and may return a function
+    that is told of those done.
+
+    Raises InvalidOption, BaseMismatch, NotMergeable, NotSupported, OutputError; nothing is written
+    then.
+    """
+    if recipe is not None:
+        if adapters:
+            raise InvalidOption(
+                "a recipe names its adapters itself", remedy="give one or the other"
+            )
+        wanted = recipes.read(Path(recipe))
+    else:
+        models = tuple((spec if isinstance(spec, tuple) else (spec, 1.0)) for spec in adapters)
+        wanted = Recipe(method, models, parameters or {}, None, rank, energy, whole, seed)
+    name, out = _place(wanted, name, out)
+    with opened(registry) as reg:
+        inputs = [_input(reg, spec, weight, allow_pickle) for spec, weight in wanted.models]
+        if wanted.base_model is not None:
+            _check_base(reg, wanted.base_model, inputs)
+        options = _options(wanted, inputs, force_base)
+        if all(each.adapter.method == "lora" for each in inputs):
+            planned = plan(inputs, options)
+            done = run(planned, progress=on_plan(len(planned.sites)) if on_plan else None)
+            made, told = adapter_of(planned, done), report(planned, done)
+        else:
+            planned, made = tensorwise.composed(inputs, options)
+            told = report(planned, ())
+        if out is not None:
+            write(planned, made, Path(out))
+            return Composition(None, str(out), told)
+        return Composition(_added(reg, str(name), planned, made), None, told)
+
+
+def _place(
+    wanted: Recipe, name: str | None, out: str | Path | None
+) -> tuple[str | None, str | Path | None]:
+    """Where to, which can be there and is free. Raises InvalidOption, InvalidName, OutputError."""
+    if name is None and out is None:
+        name, out = wanted.name, wanted.out
+    if (name is None) == (out is None):
+        raise InvalidOption("give one of name and out", remedy="--name NAME, or --out DIR")
+    if name is not None:
+        check_name(name)
+    else:
+        check_out(Path(str(out)))
+    return name, out
+
+
+def _options(wanted: Recipe, inputs: Sequence[Input], force_base: bool) -> Options:
+    return Options(
+        method=wanted.method,
+        parameters=wanted.parameters,
+        rank=wanted.rank,
+        energy=wanted.energy,
+        weights={n: w for n, (_, w) in enumerate(wanted.models) if isinstance(w, Cases)},
+        whole=_whole(wanted.whole, [str(model) for model, _ in wanted.models], inputs),
+        seed=wanted.seed,
+        force_base=force_base,
+    )
+
+
+def _check_base(registry: Registry, base: str, inputs: Sequence[Input]) -> None:
+    """Raises BaseMismatch for adapters that are for another base than the recipe's."""
+    try:
+        root = registry.base.resolve(base).weights_root(registry.cache)
+    except AdapterHubError:
+        root = None  # not at hand: then its name has to do
+    wrong = [
+        f"{each.name} is for {each.base_name or 'it does not say which'}"
+        for each in inputs
+        if (each.base_root != root if each.base_root and root else each.base_name != base)
+    ]
+    if wrong:
+        raise BaseMismatch(
+            f"the recipe is for {base}", details=wrong, remedy="correct base_model, or the models"
+        )
+
+
+def _input(
+    registry: Registry, spec: str | Path, weight: float | Cases, allow_pickle: bool
+) -> Input:
+    """`spec` may be the digest of a version, as the recipe of one that was made has it."""
+    if isinstance(spec, str) and is_digest(spec):
+        loaded = registry.load_version(spec)
+    else:
+        loaded = registry.load(spec, allow_pickle=allow_pickle)
+    return input_of(loaded, float(weight.of("", 1.0) if isinstance(weight, Cases) else weight))
+
+
+def _whole(whole: str, texts: Sequence[str], inputs: Sequence[Input]) -> str | int:
+    """The number of the input that `whole` names, if it is neither of the two words."""
+    if whole in (REFUSE, AVERAGE):
+        return whole
+    places = [n for n, text in enumerate(texts) if whole in (text, inputs[n].name)]
+    if len(places) != 1:
+        raise InvalidOption(
+            f"whole is {whole!r}, which {'several' if places else 'none'} of the adapters are",
+            remedy=f"one of {REFUSE}, {AVERAGE}, {', '.join(texts)}",
+        )
+    return places[0]
+
+
+def _added(registry: Registry, name: str, planned: Plan, made: Adapter) -> str:
+    with tempfile.TemporaryDirectory(prefix="compose-") as place:
+        directory = Path(place)
+        write_into(planned, made, directory)
+        sources = [each.digest or each.name for each in planned.inputs]
+        origin = {"operation": "compose", "inputs": sources}
+        return registry.add(directory, name=name, origin=origin).version

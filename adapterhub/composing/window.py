@@ -1,0 +1,46 @@
+"""Many modules at once, a core for each, as long as their matrices fit into some memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from adapterhub.composing.blas import one_thread
+from adapterhub.tensorfile import usable_cores
+
+HELD_BYTES = 512 << 20  # of dense matrices at a time, where one does not need more
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(
+    items: Sequence[Item],
+    work: Callable[[Item], Result],
+    held: Callable[[Item], int],
+    threads: int | None = None,
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with `work(item)`, in order; `held` tells the bytes of its matrix.
+
+    Started are at most as many as have HELD_BYTES together, or one, and a few without a matrix.
+    """
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    threads = threads or usable_cores()
+    rest, bytes_held, most = deque(items), 0, 2 * threads
+    with one_thread(), ThreadPoolExecutor(threads, "compose") as pool:
+        try:
+            while rest or waiting:
+                while rest and (
+                    not waiting
+                    or (len(waiting) < most and bytes_held + held(rest[0]) <= HELD_BYTES)
+                ):
+                    item = rest.popleft()
+                    waiting.append((item, pool.submit(work, item)))
+                    bytes_held += held(item)
+                item, future = waiting.popleft()
+                yield item, future.result()
+                bytes_held -= held(item)
+        finally:
+            for _, future in waiting:  # after an error nobody wants the others
+                future.cancel()

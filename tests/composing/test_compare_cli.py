@@ -1,0 +1,129 @@
+"""`adapterhub compare` as a user meets it, and its picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from composing_building import SIZES, Q, V, lora
+from test_compose_cli import run
+
+from adapterhub.composing import plot
+from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
+from adapterhub.errors import MissingExtra
+
+drawn = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed"
+)
+
+
+@pytest.fixture
+def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Adapters of 12 layers."""
+    names = [f"model.layers.{n}.self_attn.q_proj" for n in range(12)]
+    for name in names:
+        monkeypatch.setitem(SIZES, name, (12, 8))
+    return [lora(tmp_path / f"adapter-{n}", n, [*names, V]) for n in range(3)]
+
+
+def test_the_tables_of_two(tmp_path: Path, three: list[Path]) -> None:
+    said = run(tmp_path / "home", "compare", *three[:2])
+    assert "compared 2 adapters" in said and "by name" in said
+    assert "least alike: 10 modules of 13; --layers lists all" in said
+    assert "cosine of the whole deltas" not in said  # the pair says it
+    assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 100
+    listed = run(tmp_path / "home", "compare", *three[:2], "--layers")
+    assert listed.index("model.layers.2.") < listed.index("model.layers.10.")
+    assert listed.count("q_proj") == 12
+
+
+def test_the_matrix_of_three(tmp_path: Path, three: list[Path]) -> None:
+    said = run(tmp_path / "home", "compare", *three)
+    lines = said[said.index("cosine of the whole deltas") :].splitlines()
+    assert lines[1].split() == ["1", "2", "3"]
+    assert lines[2].split()[:2] == ["1", "1.000"]
+    assert "2–3" in said
+
+
+def test_json_has_everything(tmp_path: Path, three: list[Path]) -> None:
+    said = json.loads(run(tmp_path / "home", "compare", *three, "--json", "--exact"))["result"]
+    assert [len(row) for row in said["cosine"]] == [3, 3, 3]
+    assert len(said["modules"]) == 13 and len(said["modules"][0]["pairs"]) == 3
+    met = said["modules"][0]["pairs"][0]
+    assert {"pair", "cosine", "sign_conflicts", "columns", "rows"} <= met.keys()
+    assert met["columns"].keys() == {"mean", "largest"}
+
+
+def test_what_it_refuses(tmp_path: Path, three: list[Path]) -> None:
+    home = tmp_path / "home"
+    run(home, "compare", three[0], code=2)
+    assert "no kind of picture" in run(
+        home, "compare", *three, "--plot", tmp_path / "x.jpg", code=1
+    )
+    assert "cannot be written" in run(
+        home, "compare", *three, "--plot", tmp_path / "no" / "x.png", code=1
+    )
+
+
+# --- the picture ------------------------------------------------------------------------------
+
+
+@drawn
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_picture_is_the_same_twice(tmp_path: Path, three: list[Path], suffix: str) -> None:
+    files = [tmp_path / f"{name}.{suffix}" for name in ("one", "two")]
+    for file in files:
+        said = run(tmp_path / "home", "compare", *three, "--plot", file)
+        assert str(file) in said
+    one, two = (file.read_bytes() for file in files)
+    assert one == two
+    assert one.startswith({"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    assert b"date>" not in one and b"Date" not in one
+    assert not list(tmp_path.glob(".*"))
+    if suffix == "png":
+        width, height = struct.unpack(">II", one[16:24])
+        assert 600 < width < 3000 and 400 < height < 2500
+        assert b"tEXt" not in one and b"IEND" in one[-12:]
+
+
+@drawn
+def test_a_picture_of_nothing_in_common(tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a $x$ 漢", 1, [Q]), lora(tmp_path / "b", 2, [V])
+    said = run(tmp_path / "home", "compare", a, b, "--plot", tmp_path / "x.png")
+    assert "no module is changed by two of them" in said
+    assert (tmp_path / "x.png").stat().st_size > 2000
+
+
+def test_without_matplotlib_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="matplotlib") as error:
+        plot.check(tmp_path / "x.png")
+    assert "adapterhub[plot]" in error.value.remedy
+
+
+def grid(*modules: str) -> plot.Grid:
+    met = Met((0, 1), 0.5, None, None, None, None)
+    ones = [ModuleComparison(m, (1, 1), 1, (1.0,), (None,), None, (met,)) for m in modules]
+    return plot.grid(Comparison((), (), (), tuple(ones), (), None))
+
+
+def test_rows_are_layers_and_columns_short_names() -> None:
+    found = grid("lm_head", "model.layers.10.self_attn.q_proj", "model.layers.2.mlp.experts.7.w1")
+    assert found.rows == ("2", "10", "–")
+    assert set(found.columns) == {"lm_head", "q_proj", "w1"}
+    assert sum(value is not None for row in found.values for value in row) == 3
+
+
+def test_names_that_end_alike_are_told_apart() -> None:
+    found = grid("e.layer.0.attention.output.dense", "e.layer.0.output.dense", "e.layer.0.k")
+    assert found.columns == ("attention.output.dense", "output.dense", "k")
+
+
+def test_two_towers_and_no_layers() -> None:
+    assert grid("encoder.block.0.q", "decoder.block.1.q").rows == ("decoder 1", "encoder 0")
+    assert grid("fc1", "fc2") == plot.Grid(("–",), ("fc1", "fc2"), ((0.5, 0.5),))
