@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.errors import InvalidOption
+from adapterhub.errors import InvalidOption, NotMergeable
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
+MAX_RANK = 1 << 31  # more than any side of a matrix has
 _CONDITION = 1e-4  # of Cholesky's diagonal, and how far from orthonormal its first result may be
 
 
@@ -93,11 +94,17 @@ def norm(delta: Factors) -> float:
 
 
 def svd(delta: Factors) -> Svd:
-    """The singular value decomposition, min(rank, out, in) values; zeros included."""
+    """The singular value decomposition, min(rank, out, in) values; zeros included.
+
+    Raises NotMergeable for values that are NaN or infinite.
+    """
     b, a = delta.b.astype(np.float64), delta.a.astype(np.float64).T
     q, to_q, r = _orthonormal(b)
     p, to_p, s = _orthonormal(a)
-    u, values, vt = np.linalg.svd(r @ s.T, full_matrices=False)
+    core = r @ s.T
+    if not np.isfinite(core).all():
+        raise NotMergeable("a delta becomes infinite or NaN", remedy="give smaller weights")
+    u, values, vt = np.linalg.svd(core, full_matrices=False)
     return Svd(q @ (to_q @ u), values, (vt @ to_p.T) @ p.T)
 
 
@@ -136,14 +143,22 @@ def _cholesky_twice(x: Matrix) -> tuple[Matrix, Matrix] | None:
     return once @ np.linalg.inv(second), second @ first
 
 
+def check_rank(rank: int | None) -> None:
+    """Raises InvalidOption."""
+    if rank is None:
+        return
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
+        said = str(rank) if abs(rank) <= MAX_RANK else "larger than 2³¹"
+        raise InvalidOption(f"rank {said}", remedy="a rank is a whole number, 1 or more")
+
+
 def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | None = None) -> int:
     """How many of the singular values `s` to keep, at least one.
 
     `rank`: at most so many. `energy`: the fewest whose Σs² is that share of `total`, by default of
     all of `s`. Raises InvalidOption for what is out of range.
     """
-    if rank is not None and rank < 1:
-        raise InvalidOption(f"rank {rank}", remedy="a rank is 1 or more")
+    check_rank(rank)
     if energy is not None and not 0 < energy <= 1:
         raise InvalidOption(f"energy {energy}", remedy="a share of the energy is in (0, 1]")
     kept = len(s) if rank is None else min(rank, len(s))

@@ -104,7 +104,7 @@ def _place(
 ) -> tuple[str | None, str | Path | None]:
     """Where to, which can be there and is free. Raises InvalidOption, InvalidName, OutputError."""
     if name is None and out is None:
-        name, out = wanted.name, wanted.out
+        name, out = wanted.name, wanted.out and Path(wanted.out).expanduser()
     if (name is None) == (out is None):
         raise InvalidOption("give one of name and out", remedy="--name NAME, or --out DIR")
     if name is not None:

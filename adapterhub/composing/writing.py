@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from adapterhub.adapter import Adapter
 from adapterhub.errors import InvalidOption, OutputError
 from adapterhub.registry import Registry, manifests
 from adapterhub.store import check_name
+
+
+_DEPTH = 100  # directories made on the way
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,27 @@ def check_target(name: str | None, out: str | Path | None) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Raises OutputError where there is something already."""
+    """Raises OutputError where there is something already, or nothing can be."""
+    try:
+        os.lstat(out)
+    except FileNotFoundError:
+        _check_parents(out)
+        return
+    except (OSError, ValueError) as error:  # too long, below a file, no name at all
+        raise OutputError(f"{str(out)!r:.200} cannot be written: {error}"[:500]) from error
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise OutputError(f"{out} is not empty", remedy="choose a new directory")
+
+
+def _check_parents(out: Path) -> None:
+    """Raises OutputError where the directories on the way cannot be made."""
+    parents = out.absolute().parents
+    there = next(parent for parent in parents if os.path.lexists(parent))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is read-only" if there.is_dir() else "is no directory"
+        raise OutputError(f"{out} cannot be written: {there} {why}", remedy="choose another place")
+    if len(parents) - len(there.parents) > _DEPTH:
+        raise OutputError(f"{out} is too deep below {there}", remedy="choose another place")
 
 
 def deliver(
