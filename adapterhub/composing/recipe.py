@@ -14,6 +14,7 @@ name: both
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -120,7 +121,10 @@ def _document(data: bytes, what: str) -> object:
             text = self.construct_scalar(node)
             if not _NUMBER.match(text):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the number {text[:40]}: give it in decimal digits", node.start_mark
+                    None,
+                    None,
+                    f"the number {text[:40]}: give it in decimal digits",
+                    node.start_mark,
                 )
             return int(text) if text.lstrip("+-").isdecimal() else float(text)
 
@@ -158,9 +162,10 @@ def recipe_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         found = _recipe_of(lineage)
-    except (AttributeError, IndexError, KeyError, TypeError):
+        too_long = len(json.dumps(found)) > LIMIT_BYTES
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    return None if schema.problems(found, "recipe") else found
+    return None if too_long or schema.problems(found, "recipe") else found
 
 
 def _recipe_of(lineage: Mapping[str, Any]) -> dict[str, Any]:

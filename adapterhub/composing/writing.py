@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from adapterhub.adapter import Adapter
 from adapterhub.errors import InvalidOption, OutputError
 from adapterhub.registry import Registry, manifests
 from adapterhub.store import check_name
-
 
 _DEPTH = 100  # directories made on the way
 
@@ -78,11 +78,32 @@ def deliver(
         write(made, Path(out))
         return None
     operation = made.lineage["operation"]
-    with tempfile.TemporaryDirectory(prefix=f"{operation}-") as place:
-        directory = Path(place)
-        write_into(made, directory)
+    with _temporary(f"{operation}-") as directory:
+        try:
+            write_into(made, directory)
+        except OSError as error:
+            raise _cannot(directory, error) from error
         origin = {"operation": operation, "inputs": list(sources)}
         return registry.add(directory, name=str(name), origin=origin).version
+
+
+@contextmanager
+def _temporary(prefix: str) -> Iterator[Path]:
+    try:
+        place = Path(tempfile.mkdtemp(prefix=prefix))
+    except OSError as error:
+        raise _cannot(Path(tempfile.gettempdir()), error) from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _cannot(place: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{place} cannot be written: {error.strerror}",
+        remedy="make room there, or set TMPDIR to another directory",
+    )
 
 
 def write(made: Artefact, out: Path) -> None:
