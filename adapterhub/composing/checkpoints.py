@@ -5,6 +5,7 @@ Both are read by blocks of rows, so that nothing is held but what a caller keeps
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -71,11 +72,7 @@ class Pair:
                 )
             change = _single(new, old.size)
             change -= _single(old, old.size)
-            if not np.isfinite(change).all():
-                raise InvalidBase(
-                    f"{self.name} holds values that are NaN or infinite",
-                    remedy="check both checkpoints: adapterhub merge would refuse them too",
-                )
+            self._refuse_infinite(change)
             if found is None and change.any():
                 found = np.zeros(self.new.shape, np.float32)
             if found is not None:
@@ -88,6 +85,20 @@ class Pair:
             return True
         alike = self.old.dtype == self.new.dtype
         return any(alike or not np.array_equal(old, new) for _, old, new in self._unequal())
+
+    def check_finite(self) -> None:
+        """Raises InvalidBase where the fine-tuned values are not."""
+        if self.new.dtype in FLOATS:
+            for rows in _blocks(self.new):
+                part = _rows(self.new, rows)
+                self._refuse_infinite(_single(part.read(), math.prod(part.shape)))
+
+    def _refuse_infinite(self, values: Matrix) -> None:
+        if not np.isfinite(values).all():
+            raise InvalidBase(
+                f"{self.name} holds values that are NaN or infinite",
+                remedy="check both checkpoints: adapterhub merge would refuse them too",
+            )
 
     def _unequal(self) -> Iterator[tuple[slice, Matrix, Matrix]]:
         """The blocks of rows whose bytes are not the same."""

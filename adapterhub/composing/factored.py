@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.errors import InvalidOption
+from adapterhub.errors import InvalidOption, NotMergeable
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
+MAX_RANK = 1 << 31  # more than any side of a matrix has
 _ONCE, _TWICE = 1e3, 1e6  # the conditions up to which one and two of Cholesky's factors do
 
 
@@ -102,12 +103,18 @@ def norm(delta: Factors) -> float:
 
 
 def svd(delta: Factors) -> Svd:
-    """The singular value decomposition, min(rank, out, in) values; zeros included."""
+    """The singular value decomposition, min(rank, out, in) values; zeros included.
+
+    Raises NotMergeable for values that are NaN or infinite.
+    """
     return _decomposed(delta, lambda s: len(s))
 
 
 def cut(delta: Factors, rank: int | None, energy: float | None) -> tuple[Svd, Cut]:
-    """The first singular values, by `rank_for`, and what that keeps of the whole."""
+    """The first singular values, by `rank_for`, and what that keeps of the whole.
+
+    Raises NotMergeable for values that are NaN or infinite.
+    """
     squares: list[Matrix] = []
 
     def kept(s: Matrix) -> int:
@@ -123,7 +130,10 @@ def _decomposed(delta: Factors, kept: Callable[[Matrix], int]) -> Svd:
     """As many of the first singular values as `kept` says; vectors are made of those only."""
     q, to_q, r = _orthonormal(np.asarray(delta.b, np.float64))
     p, to_p, s = _orthonormal(np.asarray(delta.a, np.float64).T)
-    u, values, vt = np.linalg.svd(r @ s.T, full_matrices=False)
+    core = r @ s.T
+    if not np.isfinite(core).all():
+        raise NotMergeable("a delta becomes infinite or NaN", remedy="give smaller weights")
+    u, values, vt = np.linalg.svd(core, full_matrices=False)
     count = kept(values)
     left, right = to_q @ u[:, :count], vt[:count] @ to_p.T
     return Svd(q @ left, values[:count], right @ p.T)
@@ -163,14 +173,23 @@ def _cholesky(x: Matrix) -> tuple[Matrix, Matrix] | None:
     return w, r
 
 
+def check_rank(rank: int | None) -> None:
+    """Raises InvalidOption."""
+    if rank is None:
+        return
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
+        huge = isinstance(rank, int) and abs(rank) > MAX_RANK
+        said = "larger than 2³¹" if huge else f"{rank!r}"
+        raise InvalidOption(f"rank {said}", remedy="a rank is a whole number, 1 or more")
+
+
 def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | None = None) -> int:
     """How many of the singular values `s` to keep, at least one.
 
     `rank`: at most so many. `energy`: the fewest whose Σs² is that share of `total`, by default of
     all of `s`. Raises InvalidOption for what is out of range.
     """
-    if rank is not None and rank < 1:
-        raise InvalidOption(f"rank {rank}", remedy="a rank is 1 or more")
+    check_rank(rank)
     if energy is not None and not 0 < energy <= 1:
         raise InvalidOption(f"energy {energy}", remedy="a share of the energy is in (0, 1]")
     kept = len(s) if rank is None else min(rank, len(s))

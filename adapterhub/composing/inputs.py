@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -64,6 +64,12 @@ def input_of(loaded: Loaded, weight: float = 1.0) -> Input:
         root=manifest.get("adapter_root") or adapter_root(loaded.adapter),
         base=manifest.get("base"),
     )
+
+
+def cancels(weights: Iterable[float]) -> bool:
+    """Whether they add up to 0 but for rounding, so that no average can be divided by the sum."""
+    found = list(weights)
+    return abs(sum(found)) <= 1e-12 * sum(map(abs, found))
 
 
 def check_bases(inputs: Sequence[Input], *, force: bool = False) -> list[str]:

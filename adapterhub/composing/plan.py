@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from adapterhub.composing.cases import Cases, checked, of
-from adapterhub.composing.inputs import Input, check_bases
+from adapterhub.composing.factored import check_rank
+from adapterhub.composing.inputs import Input, cancels, check_bases
 from adapterhub.composing.methods import Method
 from adapterhub.composing.sites import Site, Term, sites
 from adapterhub.composing.table import method
@@ -42,17 +43,12 @@ class Options:
     force_base: bool = False
 
     def __post_init__(self) -> None:
-        checked(self.rank, _rank)
+        checked(self.rank, check_rank)
         checked(self.energy, _energy)
         for weight in self.weights.values():
             checked(weight, _weight)
         if not 0 <= self.seed < 1 << 64:
             raise InvalidOption(f"seed {self.seed}", remedy="a seed is from 0 to 2⁶⁴ - 1")
-
-
-def _rank(rank: int | None) -> None:
-    if rank is not None and rank < 1:
-        raise InvalidOption(f"rank {rank}", remedy="a rank is 1 or more")
 
 
 def _energy(energy: float | None) -> None:
@@ -175,7 +171,11 @@ def _weights(row: Method, given: Sequence[float]) -> tuple[float, ...]:
     if not row.averages:
         return weights
     total = sum(weights)
-    if total == 0:
+    if not math.isfinite(total):
+        raise InvalidOption(
+            "the weights of an average are too large to be added up", remedy="give smaller weights"
+        )
+    if cancels(weights):
         raise InvalidOption(
             "the weights of an average add up to 0", remedy="give other weights, or --method sum"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import re
 import secrets
 import warnings
@@ -40,7 +41,14 @@ def check(path: Path) -> None:
     """Before any work. Raises InvalidOption, OutputError, MissingExtra."""
     if path.suffix.lower() not in _FORMATS:
         raise InvalidOption(f"{path} is no kind of picture", remedy=f"one of {', '.join(_FORMATS)}")
-    if not path.parent.is_dir() or path.is_dir():
+    try:
+        os.lstat(path)
+        there = True
+    except FileNotFoundError:
+        there = False
+    except (OSError, ValueError) as error:  # too long, or no name of a file at all
+        raise OutputError(f"{str(path)!r:.200} cannot be written: {error}"[:500]) from error
+    if not path.parent.is_dir() or (there and path.is_dir()):
         raise OutputError(f"{path} cannot be written", remedy="name a file in a directory")
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtra("matplotlib", "plot", "a picture")

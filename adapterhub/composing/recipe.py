@@ -14,6 +14,8 @@ name: both
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import schema
-from adapterhub.composing.cases import Cases, parsed, plain
+from adapterhub.composing.cases import Cases, checked, parsed, plain
 from adapterhub.composing.table import method
 from adapterhub.errors import InvalidOption, NotFound, SchemaError
 from adapterhub.formats.card import trick
 
 LIMIT_BYTES = 64 * 1024
+_NUMBER = re.compile(
+    r"[-+]?(?:(?:0|[1-9][0-9]{0,39})(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,4})?\Z"
+)
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,18 @@ def parse(document: object, *, what: str) -> Recipe:
         models=tuple((row["model"], _weight(row)) for row in found["models"]),
         parameters=parameters,
         base_model=found.get("base_model"),
-        rank=parsed(found.get("rank")),
+        rank=checked(parsed(found.get("rank")), _whole_number),
         energy=parsed(found.get("energy")),
         whole=found.get("whole", "refuse"),
-        seed=found.get("seed", 0),
+        seed=int(found.get("seed", 0)),
         name=found.get("name"),
         out=found.get("out"),
     )
+
+
+def _whole_number(value: float | None) -> int | None:
+    """4.0 is an integer to JSON Schema."""
+    return None if value is None else int(value)
 
 
 def _weight(row: Mapping[str, Any]) -> Any:
@@ -104,7 +114,19 @@ def _document(data: bytes, what: str) -> object:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, of which YAML would silently take the last."""
+        """Refuses a key that stands twice, of which YAML would silently take the last, and numbers
+        that are not what they look like: 010 is 8 to YAML, 1:20 is 80, and 1e-3 a text."""
+
+        def construct_number(self, node: Any) -> int | float:
+            text = self.construct_scalar(node)
+            if not _NUMBER.match(text):
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"the number {text[:40]}: give it in decimal digits",
+                    node.start_mark,
+                )
+            return int(text) if text.lstrip("+-").isdecimal() else float(text)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = Counter(str(key.value) for key, _ in node.value)
@@ -115,6 +137,9 @@ def _document(data: bytes, what: str) -> object:
                 )
             return super().construct_mapping(node, deep)
 
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
     try:
         text = data.decode("utf-8")
         if why := trick(text):
@@ -137,9 +162,10 @@ def recipe_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         found = _recipe_of(lineage)
-    except (AttributeError, IndexError, KeyError, TypeError):
+        too_long = len(json.dumps(found)) > LIMIT_BYTES
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    return None if schema.problems(found, "recipe") else found
+    return None if too_long or schema.problems(found, "recipe") else found
 
 
 def _recipe_of(lineage: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,7 @@ def _held(each: Addition) -> int:
 
 
 @default_float_mode()
+@np.errstate(over="ignore", invalid="ignore")  # `finished` refuses what comes of it
 def _resized(each: Addition, sizing: Sizing, has_bias: bool) -> Composed:
     if as_they_are := _kept(each, sizing):
         return finished(each.site, as_they_are, [None], _bias(each, has_bias))
@@ -251,6 +252,7 @@ def _bias(each: Addition, has_bias: bool) -> Callable[[float], Matrix | None]:
 
 
 @default_float_mode()
+@np.errstate(over="ignore", invalid="ignore")
 def _decomposed(each: Addition) -> _Known:
     matrices = []
     for number, matrix in enumerate(_matrices(each)):

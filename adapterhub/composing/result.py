@@ -17,6 +17,7 @@ from adapterhub.composing.plan import Plan
 from adapterhub.composing.run import Composed
 from adapterhub.composing.writing import Artefact, check_out
 from adapterhub.registry import manifests
+from adapterhub.registry.experts import swapped_in_and_out
 
 __all__ = [
     "ModuleReport",
@@ -117,8 +118,9 @@ def _union(configs: Sequence[Mapping[str, Any]], field: str) -> list[str] | None
 
 def _version(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What target_parameters mean hangs on the version of peft that wrote them."""
-    found = {config.get("peft_version") for config in configs if config.get("target_parameters")}
-    return {"peft_version": found.pop()} if len(found) == 1 and None not in found else {}
+    found = [config for config in configs if config.get("target_parameters")]
+    told = {swapped_in_and_out(config) for config in found}
+    return {"peft_version": found[0]["peft_version"]} if len(told) == 1 and None not in told else {}
 
 
 # --- lineage and report -----------------------------------------------------------------------

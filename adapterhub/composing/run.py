@@ -61,6 +61,7 @@ def run(
 
 
 @default_float_mode()
+@np.errstate(over="ignore", invalid="ignore")  # `finished` refuses what comes of it
 def _composed(plan: Plan, site: Site) -> Composed:
     made, cuts = [], []
     for number, deltas in enumerate(_matrices(site)):
@@ -95,6 +96,9 @@ def finished(
     a, b = sites.spelled(site, [each.factors for each in made])
     _check_finite(site, a, b)
     scale = made[0].scale
+    added = bias(scale)
+    if added is not None:
+        _check_finite(site, added)
     return Composed(
         site=site,
         a=a,
@@ -102,7 +106,7 @@ def finished(
         rank=made[0].factors.rank,
         scale=scale,
         cut=_total(cuts),
-        bias=bias(scale),
+        bias=added,
     )
 
 

@@ -94,6 +94,8 @@ def settle_rest(pairs: Sequence[Pair], wanted: Wanted, progress: Progress) -> Re
             + ("" if wanted.rest == SAVE else "; --rest save keeps it whole"),
         )
     kept = _with_neighbours(changed, pairs)
+    for pair in kept:
+        pair.check_finite()
     return Rest(
         tensors={(pair.module, f"{REPLACE}{pair.parameter}"): pair.new for pair in kept},
         saved=tuple(sorted(pair.name for pair in kept)),

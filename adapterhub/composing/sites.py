@@ -7,7 +7,7 @@ is its transpose, and each expert of a fused parameter is a matrix of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,8 @@ from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import LowRank, Meaning
 from adapterhub.methods.lora_config import parse
 from adapterhub.methods.meaning import Layout
-from adapterhub.tensorfile import Tensor
+from adapterhub.registry.experts import swapped_in_and_out
+from adapterhub.tensorfile import Tensor, shown
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,29 @@ def sites(inputs: Sequence[Input], meanings: Sequence[Meaning]) -> tuple[Site, .
             details=sorted(wrong),
             remedy="compose adapters of one base; adapterhub base identify ADAPTER tells which",
         )
+    _refuse_turned(inputs, found.values())
     return tuple(_site(found[key]) for key in sorted(found, key=lambda key: (key[0], key[1] or "")))
+
+
+def _refuse_turned(inputs: Sequence[Input], found: Iterable[Sequence[Term]]) -> None:
+    """Raises NotMergeable where some factors are for square experts and others for transposes."""
+    for terms in found:
+        out, into, experts = _sizes(terms[0])
+        if experts < 2 or out != into:
+            continue  # shapes tell
+        turned = {swapped_in_and_out(inputs[t.number].adapter.config) for t in terms}
+        if len(turned) > 1:
+            raise NotMergeable(
+                f"{shown(terms[0].part.module)}: the experts' matrices are square, and peft before "
+                "0.19 took them for their transposes: these factors do not add up",
+                details=[
+                    f"{inputs[t.number].name}: peft "
+                    f"{inputs[t.number].adapter.config.get('peft_version') or 'unknown'}"
+                    for t in terms
+                ],
+                remedy="merge them into the base one after the other; or state the peft_version "
+                "of each in adapter_config.json",
+            )
 
 
 def _rank(source: Input, part: LowRank) -> int:
@@ -141,7 +164,8 @@ def read(term: Term) -> Iterator[Factors]:
 
 
 def _finite(term: Term, tensor: Tensor) -> Matrix:
-    values = np.asarray(tensor.read(), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.asarray(tensor.read(), np.float32)
     if not np.isfinite(values).all():
         raise NotMergeable(
             f"{term.part.module} has a factor with values that are NaN or infinite",

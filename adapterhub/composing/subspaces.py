@@ -21,6 +21,7 @@ import numpy as np
 
 from adapterhub.composing.factored import Factors, Matrix, stacked, svd
 from adapterhub.composing.methods import Delta, Given, Made
+from adapterhub.errors import NotMergeable
 
 # Files have fp32: what is smaller than this share of the largest singular value, or of the size of
 # the factors in fp64, is their rounding and no direction of its own.
@@ -137,6 +138,8 @@ def _size(delta: Factors) -> float:
 
 
 def _rank(s: Matrix, size: float = 0.0) -> int:
+    if not np.isfinite(size):  # or everything would count as nothing
+        raise NotMergeable("a delta becomes infinite or NaN", remedy="give smaller weights")
     return int((s > max(ROUNDING * s[0], NOTHING * size)).sum())
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.adapter import Adapter
 from adapterhub.composing import recipe as recipes
 from adapterhub.composing import tensorwise
 from adapterhub.composing.cases import Cases
 from adapterhub.composing.inputs import Input, input_of
-from adapterhub.composing.plan import Options, Plan, plan
+from adapterhub.composing.plan import Options, plan
 from adapterhub.composing.recipe import Recipe
-from adapterhub.composing.result import Report, adapter_of, check_out, report, write, write_into
+from adapterhub.composing.result import Report, adapter_of, artefact, report
 from adapterhub.composing.run import run
 from adapterhub.composing.wholes import AVERAGE, REFUSE
+from adapterhub.composing.writing import check_target, deliver
 from adapterhub.digest import is_digest
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
 from adapterhub.registry import Registry
 from adapterhub.registry.opening import opened
-from adapterhub.store import check_name
 
 AdapterSpec = str | Path | tuple[str | Path, float]
 Progress = Callable[[int], None]
@@ -93,10 +91,9 @@ def compose(
         else:
             planned, made = tensorwise.composed(inputs, options)
             told = report(planned, ())
-        if out is not None:
-            write(planned, made, Path(out))
-            return Composition(None, str(out), told)
-        return Composition(_added(reg, str(name), planned, made), None, told)
+        sources = [each.digest or each.name for each in inputs]
+        version = deliver(artefact(planned, made), name, out, reg, sources)
+        return Composition(version, None if out is None else str(out), told)
 
 
 def _place(
@@ -104,13 +101,8 @@ def _place(
 ) -> tuple[str | None, str | Path | None]:
     """Where to, which can be there and is free. Raises InvalidOption, InvalidName, OutputError."""
     if name is None and out is None:
-        name, out = wanted.name, wanted.out
-    if (name is None) == (out is None):
-        raise InvalidOption("give one of name and out", remedy="--name NAME, or --out DIR")
-    if name is not None:
-        check_name(name)
-    else:
-        check_out(Path(str(out)))
+        name, out = wanted.name, wanted.out and Path(wanted.out).expanduser()
+    check_target(name, out)
     return name, out
 
 
@@ -166,12 +158,3 @@ def _whole(whole: str, texts: Sequence[str], inputs: Sequence[Input]) -> str | i
             remedy=f"one of {REFUSE}, {AVERAGE}, {', '.join(texts)}",
         )
     return places[0]
-
-
-def _added(registry: Registry, name: str, planned: Plan, made: Adapter) -> str:
-    with tempfile.TemporaryDirectory(prefix="compose-") as place:
-        directory = Path(place)
-        write_into(planned, made, directory)
-        sources = [each.digest or each.name for each in planned.inputs]
-        origin = {"operation": "compose", "inputs": sources}
-        return registry.add(directory, name=name, origin=origin).version

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapterhub.composing.factored import Matrix
-from adapterhub.composing.inputs import Input
+from adapterhub.composing.inputs import Input, cancels
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import Meaning, Replacement, TokenRows
 from adapterhub.tensorfile import ArrayTensor, Tensor, shown
@@ -105,13 +105,19 @@ def _averaged(
     name = shown(".".join(place))
     shapes = {(each.value.shape, each.tokens) for each in held}
     total = sum(weights[each.number] for each in held)
-    if len(shapes) > 1 or total == 0:
+    if len(shapes) > 1 or cancels(weights[each.number] for each in held):
         why = "their weights add up to 0" if len(shapes) == 1 else "they differ in shape or tokens"
         raise NotMergeable(f"{name} cannot be averaged: {why}", remedy="choose one: --whole NAME")
     mean: Matrix = np.zeros(held[0].value.shape)
     for each in held:
         mean += weights[each.number] / total * np.asarray(each.value.read(), np.float64)
-    return ArrayTensor(mean.astype(np.float32))
+    with np.errstate(over="ignore"):
+        single = mean.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise NotMergeable(
+            f"{name} becomes infinite or NaN, or is so already", remedy="choose one: --whole NAME"
+        )
+    return ArrayTensor(single)
 
 
 def _refuse(

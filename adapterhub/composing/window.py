@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from adapterhub.composing.blas import one_thread
+from adapterhub.errors import NotSupported
 from adapterhub.tensorfile import usable_cores
 
 HELD_BYTES = 512 << 20  # of dense matrices at a time, where one does not need more
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def _refuse_too_large(nbytes: int) -> None:
+    memory = _memory_bytes()
+    if nbytes > memory:
+        raise NotSupported(
+            f"the dense matrices of one module take {nbytes / 2**30:.4g} GiB, and this machine has "
+            f"{memory / 2**30:.4g}",
+            remedy="compose by a method that works on factors: adapterhub compose --methods",
+        )
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return sys.maxsize
 
 
 def in_order(
@@ -24,7 +44,10 @@ def in_order(
     """Each item with `work(item)`, in order; `held` tells the bytes of its matrix.
 
     Started are at most as many as have HELD_BYTES together, or one, and a few without a matrix.
+    Raises NotSupported, before any work, where one alone is larger than this machine's memory:
+    factors of a few megabytes may stand for a matrix of terabytes.
     """
+    _refuse_too_large(max(map(held, items), default=0))
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     threads = threads or usable_cores()
     rest, bytes_held, most = deque(items), 0, 2 * threads

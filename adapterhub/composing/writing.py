@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from adapterhub.adapter import Adapter
 from adapterhub.errors import InvalidOption, OutputError
 from adapterhub.registry import Registry, manifests
 from adapterhub.store import check_name
+
+_DEPTH = 100  # directories made on the way
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,27 @@ def check_target(name: str | None, out: str | Path | None) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Raises OutputError where there is something already."""
+    """Raises OutputError where there is something already, or nothing can be."""
+    try:
+        os.lstat(out)
+    except FileNotFoundError:
+        _check_parents(out)
+        return
+    except (OSError, ValueError) as error:  # too long, below a file, no name at all
+        raise OutputError(f"{str(out)!r:.200} cannot be written: {error}"[:500]) from error
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise OutputError(f"{out} is not empty", remedy="choose a new directory")
+
+
+def _check_parents(out: Path) -> None:
+    """Raises OutputError where the directories on the way cannot be made."""
+    parents = out.absolute().parents
+    there = next(parent for parent in parents if os.path.lexists(parent))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is read-only" if there.is_dir() else "is no directory"
+        raise OutputError(f"{out} cannot be written: {there} {why}", remedy="choose another place")
+    if len(parents) - len(there.parents) > _DEPTH:
+        raise OutputError(f"{out} is too deep below {there}", remedy="choose another place")
 
 
 def deliver(
@@ -56,11 +78,32 @@ def deliver(
         write(made, Path(out))
         return None
     operation = made.lineage["operation"]
-    with tempfile.TemporaryDirectory(prefix=f"{operation}-") as place:
-        directory = Path(place)
-        write_into(made, directory)
+    with _temporary(f"{operation}-") as directory:
+        try:
+            write_into(made, directory)
+        except OSError as error:
+            raise _cannot(directory, error) from error
         origin = {"operation": operation, "inputs": list(sources)}
         return registry.add(directory, name=str(name), origin=origin).version
+
+
+@contextmanager
+def _temporary(prefix: str) -> Iterator[Path]:
+    try:
+        place = Path(tempfile.mkdtemp(prefix=prefix))
+    except OSError as error:
+        raise _cannot(Path(tempfile.gettempdir()), error) from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _cannot(place: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{place} cannot be written: {error.strerror}",
+        remedy="make room there, or set TMPDIR to another directory",
+    )
 
 
 def write(made: Artefact, out: Path) -> None:

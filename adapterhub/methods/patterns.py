@@ -28,6 +28,7 @@ MAX_CHARS = 1000
 MAX_WHOLE_CHARS = 20_000  # some list every module, with | between them
 KEYS = "rank_pattern and alpha_pattern"
 _PLAIN = re.compile(r"[\w.\-]*", re.ASCII)
+_WHOLE = re.compile(r"\^((?:\w|\\[.\-])+)", re.ASCII)  # one path and no other
 # `{e<2}` asks the regex library for approximate matches; to Python it is plain text.
 _FUZZY = re.compile(r"\{(?!\d*(,\d*)?\})")
 
@@ -58,8 +59,10 @@ class Patterns:
         self, values: Mapping[str, Any], *, field: str = KEYS, clock: Clock | None = None
     ) -> None:
         self.values = values
+        self._values = list(values.values())
         self._field = field
-        self._endings = {key: _ending(key) for key in values}
+        self._places = {path: n for n, key in enumerate(values) if (path := _path(key))}
+        self._others = [(n, key, _ending(key)) for n, key in enumerate(values) if not _path(key)]
         self._compiled: dict[str, Pattern[str]] = {}
         self._clock = clock or Clock()
 
@@ -74,7 +77,7 @@ class Patterns:
     def check(self, modules: Sequence[str]) -> None:
         """Raises InvalidAdapter for the first key that cannot be used, on these modules or ever."""
         with self._clock as clock:
-            for key in self.values:
+            for _, key, _ in self._others:
                 if not _PLAIN.fullmatch(key):
                     clock.check(key)
                     self._pattern(key)
@@ -83,12 +86,18 @@ class Patterns:
 
     def _found(self, module: str) -> Iterator[Any]:
         with self._clock as clock:
-            for key, value in self.values.items():
-                if not module.endswith(self._endings[key]):
+            own = self._places.get(module)
+            for place, key, ending in self._others:
+                if own is not None and own < place:
+                    yield self._values[own]
+                    own = None
+                if not module.endswith(ending):
                     continue
                 clock.check(key)
                 if self._matches(key, module):
-                    yield value
+                    yield self._values[place]
+            if own is not None:
+                yield self._values[own]
 
     def _matches(self, key: str, module: str) -> bool:
         if _PLAIN.fullmatch(key):
@@ -131,6 +140,12 @@ def _whole_key(key: str) -> str:
 def _ending(key: str) -> str:
     """What a module must end with for `key` to match; "" where that is not known at a glance."""
     return key.rpartition(".")[2] if _PLAIN.fullmatch(key) else ""
+
+
+def _path(key: str) -> str | None:
+    """The path, where the key is one and nothing else: thousands of them are looked up at once."""
+    found = _WHOLE.fullmatch(key)
+    return found[1].replace("\\", "") if found else None
 
 
 def _matches_plain(key: str, module: str) -> bool:

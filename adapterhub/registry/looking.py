@@ -37,7 +37,10 @@ def as_path(store: Store, text: str | Path) -> Path | None:
     if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
         return Path(text).expanduser()
     path = Path(text)
-    if not path.exists():
+    try:
+        if not path.exists():
+            return None
+    except OSError:  # longer than a path can be
         return None
     if _is_ref(store, text):
         raise InvalidName(
