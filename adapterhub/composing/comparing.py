@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from adapterhub.adapter import REPLACE
 from adapterhub.base import Base
 from adapterhub.composing import comparison
 from adapterhub.composing import plot as picture
@@ -229,7 +230,7 @@ def _left_out(side: _Side) -> Iterator[str]:
     for part in side.meaning:
         if why := _NO_SUM.get(type(part)):
             for role in roles_of(part):
-                yield f"{part.module}.{role}: {why}"
+                yield f"{part.module}.{role.removeprefix(REPLACE)}: {why}"
         elif isinstance(part, LowRank) and part.magnitude is not None:
             yield f"{part.module}.{part.roles[2]}: DoRA's magnitude hangs on the base's weights"
     adapter = side.source.adapter

@@ -106,7 +106,10 @@ def _place(
     if name is None and out is None:
         name, out = wanted.name, wanted.out
     if (name is None) == (out is None):
-        raise InvalidOption("give one of name and out", remedy="--name NAME, or --out DIR")
+        raise InvalidOption(
+            "give one of name and out: where the result goes",
+            remedy="--name NAME for the registry, or --out DIR for a new directory",
+        )
     if name is not None:
         check_name(name)
     else:
