@@ -11,7 +11,7 @@ from typing import Any
 from adapterhub.composing.cases import Cases, checked, of
 from adapterhub.composing.inputs import Input, check_bases
 from adapterhub.composing.methods import Method
-from adapterhub.composing.sites import Site, Term, sites
+from adapterhub.composing.sites import Site, Term, refuse_spellings, sites
 from adapterhub.composing.table import method
 from adapterhub.composing.wholes import REFUSE, Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
@@ -116,6 +116,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
         raise NotSupported(f"LoRAs cannot be composed by {row.name}", remedy="--method sum")
     meanings = [_meaning(each) for each in inputs]
     found = sites(inputs, meanings)
+    refuse_spellings(inputs, found)
     firsts = _firsts(inputs)
     settled = [
         _settled(row, site, _weights_of(row, inputs, options, site), firsts) for site in found

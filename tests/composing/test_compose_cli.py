@@ -6,10 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
-from composing_building import lora
+from composing_building import SIZES, Q, V, lora
 
 from adapterhub.cli import main
+from adapterhub.composing.sites import apart
 from adapterhub.composing.table import TABLE
 
 
@@ -112,3 +114,41 @@ def test_errors_name_versions_briefly_and_weights_as_weights(tmp_path: Path) -> 
     assert "the weight of a is 'half'" in run(home, "compose", "a=half", "--name", "x", code=2)
     said = run(home, "compose", "a", code=1)
     assert "--name NAME for the registry, or --out DIR for a new directory" in said
+
+
+def test_a_seed_decides_only_what_is_dropped_by_chance(tmp_path: Path) -> None:
+    """Else the recipe that `show` prints, which has no seed for ties, made something else."""
+    a, b, home = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2), tmp_path / "home"
+    made = {}
+    for method in ("ties", "dare_linear"):
+        for seed in (0, 7):
+            out = tmp_path / f"{method}-{seed}"
+            options = ("-m", method, "-p", "density=0.5", "--rank", 2, "--seed", seed)
+            run(home, "compose", a, b, *options, "--out", out)
+            made[method, seed] = (out / "adapter_model.safetensors").read_bytes()
+    assert made["ties", 0] == made["ties", 7]
+    assert made["dare_linear", 0] != made["dare_linear", 7]
+
+
+def test_one_model_in_two_spellings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (Q, V):
+        monkeypatch.setitem(SIZES, f"wrapper.{name}", SIZES[name])
+    a, home = lora(tmp_path / "a", 1), tmp_path / "home"
+    b = lora(tmp_path / "b", 2, [f"wrapper.{Q}", f"wrapper.{V}"])
+    said = run(home, "compose", a, b, "--out", tmp_path / "out", code=1)
+    assert "spell its modules differently" in said and "adapterhub merge BASE" in said
+    assert f"{Q} in {a}" in said and f"wrapper.{Q} in {b}" in said
+    assert not (tmp_path / "out").exists()
+    said = run(home, "compare", a, b)
+    assert "not compared, though it may be one module" in said
+
+
+def test_only_layers_of_adapters_with_nothing_in_common_are_spelled_apart() -> None:
+    assert apart([{"layer.0.q"}, {"x.layer.0.q"}]) == (0, 1, "layer.0.q", "x.layer.0.q")
+    assert apart([{"x.layer.0.q"}, {"layer.0.q"}]) == (1, 0, "layer.0.q", "x.layer.0.q")
+    assert apart([{"proj"}, {"x.proj"}]) is None
+    assert apart([{"layer.0.q"}, {"xlayer.0.q", "layer.0.k"}]) is None
+    assert apart([{"layer.0.q", "layer.0.k"}, {"x.layer.0.q", "layer.0.k"}]) is None
+    assert apart([set(), {"layer.0.q"}]) is None
