@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from composing_building import SIZES, Q, V, lora
+from safetensors.numpy import load_file, save_file
 
 from adapterhub.cli import main
 from adapterhub.composing.sites import apart
@@ -152,3 +153,14 @@ def test_only_layers_of_adapters_with_nothing_in_common_are_spelled_apart() -> N
     assert apart([{"layer.0.q"}, {"xlayer.0.q", "layer.0.k"}]) is None
     assert apart([{"layer.0.q", "layer.0.k"}, {"x.layer.0.q", "layer.0.k"}]) is None
     assert apart([set(), {"layer.0.q"}]) is None
+
+
+def test_an_error_says_which_of_the_adapters_it_means(tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2)
+    file = b / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    for command in (("compose", a, b, "--name", "x"), ("compare", a, b)):
+        said = run(tmp_path / "home", *command, code=1)
+        assert f"error: {b}: " in said and "NaN" in said
