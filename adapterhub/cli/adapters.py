@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import differing, output
 from adapterhub.cli.opening import adapter_argument, open_registry, ref_argument, short_ref
 from adapterhub.cli.output import json_option, note, plural, quiet_option, short, size, when
 
@@ -367,10 +367,7 @@ def diff(left: str, right: str, as_json: bool) -> None:
     if as_json:
         output.print_json(found.to_dict())
     else:
-        rows: list[tuple[Any, ...]] = [(name, *both) for name, both in found.fields.items()]
-        rows += [(f"tensor {name}", "there", None) for name in found.only_left]
-        rows += [(f"tensor {name}", None, "there") for name in found.only_right]
-        if rows:
+        if rows := differing.rows(found, {"rank": spread}):
             output.print_table(("", short_ref(found.left), short_ref(found.right)), rows)
         click.echo(f"tensors: {found.same} equal, {len(found.changed)} with other values")
     if not found.equal:

@@ -11,10 +11,10 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
-from adapterhub.cli.output import json_option, plural, progress
+from adapterhub.cli.output import json_option, progress
 
 if TYPE_CHECKING:
-    from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
+    from adapterhub.composing.comparison import Compared, Comparison, Met, ModuleComparison
     from adapterhub.composing.figures import Overlap
 
 WIDE = 10  # adapters; a matrix of more is too wide to read
@@ -39,7 +39,12 @@ _FIGURES = ("cosine", "signs differ", "overlap of B", "of A")
 def compare(
     adapters: tuple[str, ...], layers: bool, plot: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Measure how alike adapters are, by module and in all."""
+    """Measure how alike adapters are, by module and in all.
+
+    cosine: of their deltas; 1 is one direction, 0 nothing in common, -1 the opposite. signs differ:
+    of the elements that both change, 50% is chance. overlap of B and of A: how far they write into
+    and read from the same subspace, from 0 to 1. norm: Frobenius.
+    """
     from adapterhub import api
 
     if len(adapters) < 2:
@@ -99,20 +104,32 @@ def _print_pairs(found: Comparison) -> None:
 def _print_notes(found: Comparison) -> None:
     notes = [f"bases: {each.said}" for each in found.bases if each.said]
     notes += [f"not compared, since shapes differ: {each}" for each in found.shapes]
-    for adapter in found.adapters:
-        if adapter.left_out:
-            count = plural(len(adapter.left_out), "tensor")
-            first = adapter.left_out[0]
-            notes.append(f"not compared, {count} of {short_ref(adapter.name)}: {first}")
+    notes += _left_out(found.adapters)
     notes += found.notes
     if found.looked_at is not None and found.looked_at < 1:
         notes.append(f"signs of {found.looked_at:.1%} of the elements; --exact compares all")
+    click.echo(
+        "\ncosine: 1 one direction, 0 nothing in common; signs differ: 50% is chance;"
+        "\noverlap: 1 where they write into (B) and read from (A) one subspace"
+    )
     if notes:
         click.echo()
     for note in notes[:FEW]:
         click.echo(f"• {output.clean(note)}")
     if len(notes) > FEW:
         click.echo(f"• and {len(notes) - FEW} more: --json")
+
+
+def _left_out(adapters: Sequence[Compared]) -> Iterator[str]:
+    """What was not compared, and why; whose tensors are left out alike share a line."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for adapter in adapters:
+        if adapter.left_out:
+            alike.setdefault(tuple(adapter.left_out), []).append(short_ref(adapter.name))
+    for tensors, names in alike.items():
+        first, more = tensors[0], len(tensors) - 1
+        rest = f" (and {more} more)" if more else ""
+        yield f"not compared, in {', '.join(names)}: {first}{rest}"
 
 
 # --- modules ----------------------------------------------------------------------------------
@@ -167,7 +184,7 @@ def _overlap(found: Overlap | None) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{round(value, 3) + 0.0:.3f}"  # no -0.000
 
 
 def _share(value: float) -> str:
@@ -175,7 +192,11 @@ def _share(value: float) -> str:
 
 
 def _tail(text: str, most: int) -> str:
-    return text if len(text) <= most else f"…{text[1 - most :]}"
+    """Of a long path the end, from one of its dots on where there is one."""
+    if len(text) <= most:
+        return text
+    end = text[1 - most :]
+    return f"…{end[max(0, end.find('.') + 1) :]}"
 
 
 COMMANDS: Sequence[click.Command] = (compare,)

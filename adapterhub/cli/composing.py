@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import output, truncation
 from adapterhub.cli.merging import split_weight
 from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
 from adapterhub.cli.output import json_option, progress, quiet_option
 
 if TYPE_CHECKING:
     from adapterhub.composing import Composition
+    from adapterhub.composing.methods import Method
 
 
 @click.command()
 @adapter_argument("adapters", metavar="ADAPTER[=WEIGHT]...", nargs=-1)
-@click.option("--method", "-m", default="sum", show_default=True, help="--methods lists them.")
+@click.option(
+    "--method",
+    "-m",
+    default="sum",
+    metavar="NAME",
+    show_default=True,
+    help="sum, average, ties, …: --methods lists them.",
+)
 @click.option("--methods", "listing", is_flag=True, help="List the methods and their parameters.")
 @click.option(
     "--param",
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
     "parameters",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A parameter of the method: -p density=0.5.",
+    help="A parameter of the method: -p density=0.5. May be given several times.",
 )
 @click.option(
     "--recipe",
@@ -108,7 +116,7 @@ def _parameter(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise click.UsageError(f"-p {text!r}: expected KEY=VALUE, as in -p density=0.5")
-    words = {"true": True, "false": False}
+    words = {"true": True, "yes": True, "false": False, "no": False}
     if value in words:
         return key, words[value]
     for number in (int, float):
@@ -123,47 +131,62 @@ def _print(made: Composition) -> None:
     report = made.report
     title = f"composed {short_ref(made.version)}" if made.version else f"composed {made.out}"
     click.secho(title, bold=True)
-    ranks = sorted({one.rank for one in report.modules})
     output.print_facts(
         {
             "method": report.method,
             "parameters": report.parameters,
             "adapters": [f"{short_ref(i['name'])} × {i['weight']:g}" for i in report.inputs],
-            "modules": len(report.modules),
-            "rank": "–".join(str(rank) for rank in sorted({*ranks[:1], *ranks[-1:]})) or None,
-            "truncation lost": _share(report.error),
+            "modules": len(report.modules) or None,
+            "rank": truncation.ranks(report.modules),
+            "truncation": truncation.said(report.error),
             "same bits": "on every machine" if report.reproducible else "on one machine only",
             "notes": report.notes,
         }
     )
-    worst = sorted((m for m in report.modules if m.error), key=lambda m: -(m.error or 0))[:5]
-    if worst:
-        click.echo()
-        rows = [(m.module, m.rank, _share(m.error)) for m in worst]
-        output.print_table(("most lost in", "rank", "lost"), rows, right=("rank", "lost"))
-
-
-def _share(error: float | None) -> str | None:
-    return None if error is None else f"{error:.2%} of the norm"
+    truncation.print_worst(report.modules)
 
 
 def _print_methods(as_json: bool) -> None:
+    """Methods, then what each parameter is: together no wider than a page."""
     from adapterhub.composing.table import TABLE
 
     if as_json:
         output.print_json([row.to_dict() for row in TABLE.values()])
         return
     output.print_table(
-        ("method", "title", "on", "parameters", "same bits"),
-        [
-            (r.name, r.title, r.kind, _listed(r.parameters), "yes" if r.exact else "–")
-            for r in TABLE.values()
-        ],
+        ("method", "what it makes", "works on", "density", "same bits"),
+        [(r.name, r.title, r.kind, _density(r), "yes" if r.exact else "–") for r in TABLE.values()],
     )
+    click.echo(
+        "\ndensity: its default; same bits: on every machine, unless truncated"
+        "\n\nparameters, as -p density=0.3"
+    )
+    output.print_table(("name", "default", "meaning"), _parameter_rows(TABLE.values()))
+    click.echo()
+    notes = [(row.name, row.note) for row in TABLE.values() if row.note]
+    output.print_table(("method", "note"), notes)
 
 
-def _listed(parameters: Iterable[Any]) -> str:
-    return ", ".join(f"{p.name}={p.default}" for p in parameters) or "–"
+def _density(row: Method) -> str:
+    return next((output.cell(p.default) for p in row.parameters if p.name == "density"), "–")
+
+
+def _parameter_rows(rows: Iterable[Method]) -> list[tuple[str, str, str]]:
+    """One for each, with its default in each method that has it."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in rows:
+        for one in row.parameters:
+            defaults = found.setdefault((one.name, one.help), {})
+            defaults.setdefault(output.cell(one.default), []).append(row.name)
+    return [(name, _defaults(name, found[name, text]), text) for name, text in found]
+
+
+def _defaults(name: str, found: Mapping[str, Sequence[str]]) -> str:
+    """`no; yes in ties, della`: the commonest first, which needs no names."""
+    if name == "density":
+        return "by method"
+    first, *others = sorted(found.items(), key=lambda each: -len(each[1]))
+    return "; ".join([first[0], *(f"{value} in {', '.join(names)}" for value, names in others)])
 
 
 COMMANDS = (compose,)

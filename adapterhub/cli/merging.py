@@ -89,11 +89,18 @@ def _say_how_to_go_on(out: Path) -> None:
 
 
 def split_weight(text: str) -> tuple[str, float]:
-    """`a=0.7` → ("a", 0.7): at the last `=`, if a number follows."""
+    """`a=0.7` → ("a", 0.7): at the last `=`, if a number follows.
+
+    Raises UsageError for other words there, unless `text` is a path as it stands.
+    """
     name, equals, weight = text.rpartition("=")
-    if equals and name and _WEIGHT.fullmatch(weight):
+    if not equals or not name:
+        return text, 1.0
+    if _WEIGHT.fullmatch(weight):
         return name, float(weight)
-    return text, 1.0
+    if "/" in text or "\\" in text or Path(text).exists():
+        return text, 1.0
+    raise click.UsageError(f"the weight of {name} is {weight!r}: a number is needed, as in a=0.5")
 
 
 def _print_plan(plan: MergePlan, as_json: bool) -> None:

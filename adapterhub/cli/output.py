@@ -25,6 +25,7 @@ SCHEMA = 1
 ARGS = "adapterhub.args"
 PIPE_COLUMNS = 10_000
 MANY_DETAILS = 12  # of an error; from there on those that are alike share a line
+_REF = re.compile(r"(@sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
 _LAYER = re.compile(r"(?<=\.)\d+(?=[.:])")
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[int], None]
@@ -117,12 +118,17 @@ def print_error(error: AdapterHubError) -> None:
         )
         return
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(clean(error.message), err=True)
+    click.echo(_for_people(error.message), err=True)
     for detail in _grouped(error.details):
-        click.echo(f"  - {clean(detail)}", err=True)
+        click.echo(f"  - {_for_people(detail)}", err=True)
     if error.remedy:
         click.secho("  → ", fg="green", nl=False, err=True)
-        click.echo(clean(error.remedy), err=True)
+        click.echo(_for_people(error.remedy), err=True)
+
+
+def _for_people(text: str) -> str:
+    """Digests of refs as short as `short` makes them, which every command takes."""
+    return _REF.sub(r"\1", clean(text))
 
 
 def _grouped(details: Sequence[str]) -> list[str]:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import output, truncation
 from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
 from adapterhub.cli.output import json_option, plural, progress, quiet_option, short
 
 if TYPE_CHECKING:
     from adapterhub.composing import Extracted, Resized
-    from adapterhub.composing.result import ModuleReport
 
-_WORST = 5
 _MANY = 8  # names, from where on those that differ in numbers only are one
 
 
@@ -99,13 +97,13 @@ def _print_resized(made: Resized) -> None:
         {
             "of": f"{short_ref(made.input)}, {made.method}",
             "modules": len(made.modules),
-            "rank": _ranks(made.modules),
-            "truncation lost": _share(made.error),
+            "rank": truncation.ranks(made.modules),
+            "truncation": truncation.said(made.error),
             "same bits": "on every machine" if made.reproducible else "on one machine only",
             "notes": made.notes,
         }
     )
-    _print_worst(made.modules)
+    truncation.print_worst(made.modules)
 
 
 def _print_extracted(made: Extracted) -> None:
@@ -116,20 +114,15 @@ def _print_extracted(made: Extracted) -> None:
             "base": short(made.base_root),
             "fine-tuned": short(made.tuned_root),
             "modules": len(made.modules) or None,
-            "rank": _ranks(made.modules),
-            "truncation lost": _share(made.error),
+            "rank": truncation.ranks(made.modules),
+            "truncation": truncation.said(made.error),
             "saved whole": _names(made.saved),
             "dropped": _names(made.dropped),
             "base's own": _names(made.left_out),
             "unchanged": plural(made.unchanged, "tensor"),
         }
     )
-    _print_worst(made.modules)
-
-
-def _ranks(modules: Sequence[ModuleReport]) -> str | None:
-    ranks = sorted({one.rank for one in modules})
-    return "–".join(str(rank) for rank in sorted({*ranks[:1], *ranks[-1:]})) or None
+    truncation.print_worst(made.modules)
 
 
 def _names(names: Sequence[str]) -> list[str]:
@@ -137,18 +130,6 @@ def _names(names: Sequence[str]) -> list[str]:
     from adapterhub.registry.inspection import starred
 
     return list(names) if len(names) <= _MANY else list(starred(names))
-
-
-def _print_worst(modules: Sequence[ModuleReport]) -> None:
-    worst = sorted((m for m in modules if m.error), key=lambda m: -(m.error or 0))[:_WORST]
-    if worst:
-        click.echo()
-        rows = [(m.module, m.rank, _share(m.error)) for m in worst]
-        output.print_table(("most lost in", "rank", "lost"), rows, right=("rank", "lost"))
-
-
-def _share(error: float | None) -> str | None:
-    return None if error is None else f"{error:.2%} of the norm"
 
 
 COMMANDS = (resize, extract)

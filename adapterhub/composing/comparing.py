@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+from adapterhub.adapter import REPLACE
 from adapterhub.base import Base
-from adapterhub.composing import comparison
+from adapterhub.composing import comparison, sites
 from adapterhub.composing import plot as picture
 from adapterhub.composing.beside import Weights
 from adapterhub.composing.comparison import Bases, Compared, Comparison, Measured, Pair
@@ -142,7 +143,7 @@ def _bases(
 
 def _sides(inputs: Sequence[Input], bases: Sequence[Base | None]) -> list[_Side]:
     read = [_meaning(each, base) for each, base in zip(inputs, bases, strict=True)]
-    meanings = [meaning for meaning, _ in read]
+    meanings, apart = _spelled_alike(inputs, bases, [meaning for meaning, _ in read])
     _refuse_others(inputs, meanings)
     weights: dict[Path, Weights] = {}
     for base in bases:
@@ -151,9 +152,40 @@ def _sides(inputs: Sequence[Input], bases: Sequence[Base | None]) -> list[_Side]
             adapters = [(inputs[n].adapter, meanings[n]) for n in of_it]
             weights[base.path] = Weights(base, adapters)
     return [
-        _Side(source, meaning, weights[base.path] if base else None, notes)
-        for source, base, (meaning, notes) in zip(inputs, bases, read, strict=True)
+        _Side(
+            source,
+            meaning,
+            weights[base.path] if base else None,
+            (*notes, *(apart if n == 0 else ())),
+        )
+        for n, (source, base, meaning, (_, notes)) in enumerate(
+            zip(inputs, bases, meanings, read, strict=True)
+        )
     ]
+
+
+def _spelled_alike(
+    inputs: Sequence[Input], bases: Sequence[Base | None], meanings: list[Meaning]
+) -> tuple[list[Meaning], tuple[str, ...]]:
+    """Modules by the names of the base's files, where adapters of several classes of one model
+    spell them differently; or a note where no base tells."""
+    if _apart(meanings) is None:
+        return meanings, ()
+    respelled = [
+        tuple(replace(part, module=Naming(base).stored(part.module)) for part in meaning)
+        if base
+        else meaning
+        for base, meaning in zip(bases, meanings, strict=True)
+    ]
+    if (said := _apart(respelled)) is None:
+        return respelled, ()
+    one, other, name, longer = said
+    both = f"{name} of {inputs[one].name}, {longer} of {inputs[other].name}"
+    return meanings, (f"not compared, though it may be one module: {both}",)
+
+
+def _apart(meanings: Sequence[Meaning]) -> tuple[int, int, str, str] | None:
+    return sites.apart([{part.module for part in meaning} for meaning in meanings])
 
 
 def _meaning(source: Input, base: Base | None) -> tuple[Meaning, tuple[str, ...]]:
@@ -229,7 +261,7 @@ def _left_out(side: _Side) -> Iterator[str]:
     for part in side.meaning:
         if why := _NO_SUM.get(type(part)):
             for role in roles_of(part):
-                yield f"{part.module}.{role}: {why}"
+                yield f"{part.module}.{role.removeprefix(REPLACE)}: {why}"
         elif isinstance(part, LowRank) and part.magnitude is not None:
             yield f"{part.module}.{part.roles[2]}: DoRA's magnitude hangs on the base's weights"
     adapter = side.source.adapter

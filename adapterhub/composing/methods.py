@@ -137,7 +137,10 @@ class Method:
             wanted = (
                 f"{few}" if few == many else f"{few} or more" if many is None else f"{few}-{many}"
             )
-            raise InvalidOption(f"{self.name} takes {wanted} adapters, {count} were given")
+            raise InvalidOption(
+                f"{self.name} takes {wanted} adapters, {count} were given",
+                remedy="sum, average, ties and others take any number: compose --methods",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {

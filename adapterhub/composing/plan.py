@@ -12,7 +12,7 @@ from adapterhub.composing.cases import Cases, checked, of
 from adapterhub.composing.factored import check_rank
 from adapterhub.composing.inputs import Input, cancels, check_bases
 from adapterhub.composing.methods import Method
-from adapterhub.composing.sites import Site, Term, sites
+from adapterhub.composing.sites import Site, Term, refuse_spellings, sites
 from adapterhub.composing.table import method
 from adapterhub.composing.wholes import REFUSE, Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
@@ -20,6 +20,7 @@ from adapterhub.methods import BiasDelta, Meaning
 from adapterhub.methods import method as adapter_method
 from adapterhub.tensorfile import shown
 
+AS_LORA = "what adds to weights becomes a LoRA by adapterhub resize ADAPTER --rank 16 --name NAME"
 _FOR_RANKS = {"peft_linear": "sum, peft_cat or peft_svd"}  # others have a variant on the deltas
 
 
@@ -111,6 +112,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
         raise NotSupported(f"LoRAs cannot be composed by {row.name}", remedy="--method sum")
     meanings = [_meaning(each) for each in inputs]
     found = sites(inputs, meanings)
+    refuse_spellings(inputs, found)
     firsts = _firsts(inputs)
     settled = [
         _settled(row, site, _weights_of(row, inputs, options, site), firsts) for site in found
@@ -150,10 +152,18 @@ def checked_request(
         raise NotSupported(
             f"{' and '.join(names)} cannot be composed with each other",
             details=[f"{each.name}: {each.adapter.method}" for each in inputs],
-            remedy="compose adapters of one method",
+            remedy=f"compose adapters of one method; {AS_LORA}",
         )
     notes = check_bases(inputs, force=options.force_base)
+    notes += _idle(parameters)
     return row, parameters, _weights(row, [each.weight for each in inputs]), notes
+
+
+def _idle(parameters: Mapping[str, Any]) -> list[str]:
+    """What a method that drops elements is told so that it drops none."""
+    if parameters.get("density") != 1:
+        return []
+    return ["density is 1: no element is dropped; density=0.2 keeps a fifth of them"]
 
 
 def _weights_of(
@@ -223,7 +233,7 @@ def _refuse_dora(
     raise NotMergeable(
         f"{' and '.join(names)} is a DoRA: its magnitudes hang on the base's weights, and cannot "
         "be added, weighted or truncated by themselves",
-        details=[shown(site.name) for site in of_dora][:20],
+        details=[shown(site.name) for site in of_dora],
         remedy="merge it into the base, or extract a LoRA from that: adapterhub extract",
     )
 
@@ -243,7 +253,7 @@ def _refuse_ranks(inputs: Sequence[Input], found: Sequence[Site], row: Method) -
             f"{shown(site.name)}: "
             + ", ".join(f"{term.rank} in {inputs[term.number].name}" for term in site.terms)
             for site in unlike
-        ][:20],
+        ],
         remedy=f"--method {_FOR_RANKS.get(row.name, f'{row.name}_svd')} takes any ranks",
     )
 
@@ -255,7 +265,7 @@ def _refuse_biases(
     if biases and (not row.biases or parameters.get("normalize") is True):
         raise NotMergeable(
             f"{row.name} does not say what becomes of the biases of lora_B",
-            details=[shown(f"{module}.lora_B.bias") for module in biases][:20],
+            details=[shown(f"{module}.lora_B.bias") for module in biases],
             remedy="compose them by sum or average",
         )
 

@@ -74,7 +74,8 @@ def _composed(plan: Plan, site: Site) -> Composed:
             numbers=tuple(delta.number for delta in deltas),
         )
         try:
-            one, what = _made(plan, deltas, given, *plan.size(site))
+            sketched = seed_of(0, site.name, number)  # a truncation is nothing that --seed decides
+            one, what = _made(plan, deltas, given, sketched, *plan.size(site))
         except NotMergeable as error:
             raise NotMergeable(f"{site.name}: {error.message}", remedy=error.remedy) from None
         made.append(one)
@@ -121,14 +122,19 @@ def _matrices(site: Site) -> Iterator[list[Delta]]:
 
 
 def _made(
-    plan: Plan, deltas: list[Delta], given: Given, rank: int | None, energy: float | None
+    plan: Plan,
+    deltas: list[Delta],
+    given: Given,
+    seed: int,
+    rank: int | None,
+    energy: float | None,
 ) -> tuple[Made, Cut | None]:
     if not deltas:
         return Made(nothing(given.shape)), None
     if plan.method.kind == "dense":
         ranks = sum(delta.factors.rank for delta in deltas)
         dense = _dense(plan.method, deltas, given)
-        found, what = truncated(dense, rank or (None if energy else ranks), energy, given.seed)
+        found, what = truncated(dense, rank or (None if energy else ranks), energy, seed)
         return Made(found.factors().single()), what
     made: Made = plan.method.apply(deltas, given)
     if rank is None and energy is None:

@@ -7,8 +7,9 @@ is its transpose, and each expert of a fused parameter is a matrix of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 
 import numpy as np
 
@@ -103,6 +104,44 @@ def _refuse_turned(inputs: Sequence[Input], found: Iterable[Sequence[Term]]) -> 
                 remedy="merge them into the base one after the other; or state the peft_version "
                 "of each in adapter_config.json",
             )
+
+
+def apart(modules: Sequence[Collection[str]]) -> tuple[int, int, str, str] | None:
+    """Two adapters, by their numbers, that spell one module of a layer differently, and how.
+
+    `encoder.layer.0.query` of a bare model is `bert.encoder.layer.0.query` of one with a head.
+    `modules`: of each adapter. Two that have any in common spell alike.
+    """
+    for one, other in permutations(range(len(modules)), 2):
+        if set(modules[one]) & set(modules[other]):
+            continue
+        ends = {end: name for name in sorted(modules[other]) for end in _ends(name)}
+        for name in sorted(modules[one]):
+            if name in ends and any(part.isdecimal() for part in name.split(".")):
+                return one, other, name, ends[name]
+    return None
+
+
+def _ends(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[at:]) for at in range(1, len(parts)))
+
+
+def refuse_spellings(inputs: Sequence[Input], found: Sequence[Site]) -> None:
+    """Raises NotMergeable where deltas of one module would stand beside each other."""
+    modules: list[set[str]] = [set() for _ in inputs]
+    for site in found:
+        for term in site.terms:
+            modules[term.number].add(site.module)
+    if (said := apart(modules)) is None:
+        return
+    one, other, name, longer = said
+    raise NotMergeable(
+        f"{inputs[one].name} and {inputs[other].name} were trained on different classes of one "
+        "model, which spell its modules differently",
+        details=[f"{name} in {inputs[one].name}", f"{longer} in {inputs[other].name}"],
+        remedy="merge them together instead: adapterhub merge BASE ADAPTER ADAPTER --out DIR",
+    )
 
 
 def _rank(source: Input, part: LowRank) -> int:

@@ -24,6 +24,7 @@ class Sizing:
     def __post_init__(self) -> None:
         if self.rank is None and self.energy is None:
             raise InvalidOption(
-                "give a rank or a share of the energy", remedy="--rank 16, or --energy 0.99"
+                "give a rank or a share of the energy",
+                remedy="--rank 16, or --energy 0.99 (1 keeps all)",
             )
         rank_for(np.ones(1), self.rank, self.energy)  # raises for what is out of range

@@ -20,7 +20,7 @@ def _density(default: float) -> Parameter:
 _MAJORITY = Parameter(
     "majority_sign_method",
     "total",
-    "signs are elected by the sum of the elements, or of their signs",
+    "elected by the sum, or frequency of signs",
     choices=("total", "frequency"),
 )
 
@@ -112,7 +112,7 @@ _SHARED = (
             Parameter(
                 "share",
                 None,
-                "share of each adapter's singular values kept; by default 1 / their number",
+                "share of singular values kept; else 1 / adapters",
                 0.0,
                 1.0,
                 above=True,

@@ -21,7 +21,7 @@ import numpy as np
 from adapterhub.adapter import REPLACE, Adapter
 from adapterhub.composing.factored import Matrix
 from adapterhub.composing.inputs import Input
-from adapterhub.composing.plan import Options, Plan, checked_request
+from adapterhub.composing.plan import AS_LORA, Options, Plan, checked_request
 from adapterhub.composing.wholes import Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import Replacement
@@ -86,7 +86,7 @@ def _one_method(inputs: Sequence[Input], method: str) -> str:
     if method not in can:
         raise NotSupported(
             f"{kind} adapters cannot be composed by {method}",
-            remedy=f"--method {' or '.join(can)}" if can else "merge them instead, if they merge",
+            remedy=f"--method {' or '.join(can)}" if can else AS_LORA,
         )
     return kind
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adapterhub.adapter import REPLACE
 from adapterhub.composing.factored import Matrix
 from adapterhub.composing.inputs import Input, cancels
 from adapterhub.errors import NotMergeable
@@ -102,7 +103,7 @@ def _averaged(
     place: tuple[str, str], held: Sequence[_Holder], weights: Sequence[float]
 ) -> ArrayTensor:
     """Σ wᵢ·vᵢ / Σ wᵢ in fp64, in the order of the inputs, rounded once to fp32."""
-    name = shown(".".join(place))
+    name = shown(f"{place[0]}.{place[1].removeprefix(REPLACE)}")
     shapes = {(each.value.shape, each.tokens) for each in held}
     total = sum(weights[each.number] for each in held)
     if len(shapes) > 1 or cancels(weights[each.number] for each in held):

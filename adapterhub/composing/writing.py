@@ -32,7 +32,10 @@ class Artefact:
 def check_target(name: str | None, out: str | Path | None) -> None:
     """Raises InvalidOption where not exactly one is given, InvalidName, OutputError."""
     if (name is None) == (out is None):
-        raise InvalidOption("give one of name and out", remedy="--name NAME, or --out DIR")
+        raise InvalidOption(
+            "give one of name and out: where the result goes",
+            remedy="--name NAME for the registry, or --out DIR for a new directory",
+        )
     if name is not None:
         check_name(name)
     else:

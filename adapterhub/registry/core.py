@@ -93,7 +93,8 @@ class Registry:
         path = self.as_path(text)
         if path is not None:
             reading = loading.read(path, allow_pickle)
-            return Loaded(str(path), inspection.require(reading), path)
+            with loading.said_of(path):
+                return Loaded(str(path), inspection.require(reading), path)
         return self._loaded(*self.store.resolve(str(text)))
 
     def load_version(self, digest: str) -> Loaded:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from adapterhub import formats
 from adapterhub.adapter import Adapter, Reading
 from adapterhub.base import TOKENIZER_FILES
-from adapterhub.errors import UnknownFormat
+from adapterhub.errors import AdapterHubError, UnknownFormat
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ def read(path: Path, allow_pickle: bool) -> Reading:
             f"{path} holds a model, not an adapter",
             remedy=f"adapterhub base add {path} registers it as a base",
         ) from error
+
+
+@contextmanager
+def said_of(path: Path) -> Iterator[None]:
+    """Errors say which adapter they mean: it may be one of a dozen."""
+    try:
+        yield
+    except AdapterHubError as error:
+        if str(path) in error.message:
+            raise
+        message = f"{path}: {error.message}"
+        raise type(error)(message, remedy=error.remedy, details=error.details) from error
 
 
 def overlaid(adapter: Adapter, manifest: Mapping[str, Any]) -> Adapter:

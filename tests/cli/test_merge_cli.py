@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import regkit
@@ -24,13 +25,17 @@ STORED = "encoder.layer.0.attention.self.query.weight"
         ("./x=y", "./x=y", 1.0),
         ("./x=y=0.5", "./x=y", 0.5),
         ("./r=8/run", "./r=8/run", 1.0),
-        ("a=nan", "a=nan", 1.0),
-        ("a=", "a=", 1.0),
         ("=0.7", "=0.7", 1.0),
     ],
 )
 def test_the_weight_follows_the_last_equals_sign(text: str, name: str, weight: float) -> None:
     assert split_weight(text) == (name, weight)
+
+
+@pytest.mark.parametrize("text", ["a=nan", "a=", "a=half", "a=0,5"])
+def test_a_weight_that_is_no_number_is_refused_as_such(text: str) -> None:
+    with pytest.raises(click.UsageError, match="the weight of a is"):
+        split_weight(text)
 
 
 def query(directory: Path) -> np.ndarray:

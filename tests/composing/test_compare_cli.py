@@ -7,10 +7,13 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from composing_building import SIZES, Q, V, lora
+from safetensors.numpy import load_file, save_file
 from test_compose_cli import run
 
+from adapterhub.cli import comparing
 from adapterhub.composing import plot
 from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
 from adapterhub.errors import MissingExtra
@@ -127,3 +130,27 @@ def test_names_that_end_alike_are_told_apart() -> None:
 def test_two_towers_and_no_layers() -> None:
     assert grid("encoder.block.0.q", "decoder.block.1.q").rows == ("decoder 1", "encoder 0")
     assert grid("fc1", "fc2") == plot.Grid(("–",), ("fc1", "fc2"), ((0.5, 0.5),))
+
+
+def test_figures_and_names_are_plain() -> None:
+    assert comparing._figure(-0.0002) == "0.000" and comparing._figure(-0.0006) == "-0.001"
+    path = "bert.encoder.layer.0.attention.self.query"
+    assert comparing._tail(path, 36) == "…layer.0.attention.self.query"
+    assert comparing._tail(path, 41) == path and comparing._tail("x" * 50, 10) == "…" + "x" * 9
+
+
+def test_figures_are_explained_and_what_is_left_out_stands_once(tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2)
+    for path in (a, b):
+        file = path / "adapter_model.safetensors"
+        tensors = load_file(file)
+        head = np.ones((3, 8), np.float32) * len(tensors)
+        save_file({**tensors, "base_model.model.score.weight": head}, file, {"format": "pt"})
+        config = json.loads((path / "adapter_config.json").read_text())
+        config["modules_to_save"] = ["score"]
+        (path / "adapter_config.json").write_text(json.dumps(config))
+    said = run(tmp_path / "home", "compare", a, b)
+    assert "cosine: 1 one direction" in said
+    line = next(line for line in said.splitlines() if "not compared" in line)
+    assert line.endswith("score.weight: it is saved whole") and f"{a}, {b}" in line
+    assert "-0.000" not in said and "replace:" not in said

@@ -120,7 +120,7 @@ def test_what_is_not_compared_is_listed(tmp_path: Path) -> None:
     tensors["base_model.model.score.weight"] = np.ones((2, 8), np.float32)
     save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
     found = look(given(path), given(lora(tmp_path / "b", 2)))
-    assert found.adapters[0].left_out == ("score.replace:weight: it is saved whole",)
+    assert found.adapters[0].left_out == ("score.weight: it is saved whole",)
     assert found.adapters[1].left_out == ()
 
 
@@ -256,6 +256,41 @@ def test_norms_relative_to_the_base(tmp_path: Path) -> None:
         again = compare(["a", b], registry=registry)
         assert again.adapters[0].of_base == pytest.approx(whole)
         assert again.adapters[1].of_base is None
+
+
+def test_two_spellings_of_one_model_meet_by_the_names_of_its_files(tmp_path: Path) -> None:
+    """A model with a head calls its modules otherwise than the bare one of the same files."""
+    base = {
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+        "num_hidden_layers": 1,
+        "hidden_size": 8,
+    }
+    query = "encoder.layer.0.attention.self.query"
+    from adapterhub.tensorfile import ArrayTensor, write_file
+
+    (tmp_path / "base").mkdir()
+    weight = ArrayTensor(np.ones((8, 8), np.float32))
+    write_file(tmp_path / "base/model.safetensors", {f"{query}.weight": weight}, {})
+    (tmp_path / "base/config.json").write_text(json.dumps(base))
+    paths = []
+    for name, prefix in (("a", ""), ("b", "bert.")):
+        paths.append(lora(tmp_path / name, 1, rank=2, target_modules=["query"]))
+        dice = np.random.default_rng(5)
+        tensors = {
+            f"base_model.model.{prefix}{query}.lora_{side}.weight": dice.standard_normal(
+                shape
+            ).astype(np.float32)
+            for side, shape in (("A", (2, 8)), ("B", (8, 2)))
+        }
+        save_file(tensors, paths[-1] / "adapter_model.safetensors", {"format": "pt"})
+    with Registry(tmp_path / "home") as registry:
+        found = compare(paths, base=tmp_path / "base", registry=registry)
+        assert [one.module for one in found.modules] == [query]
+        assert found.cosine[0][1] == pytest.approx(1)
+        apart = compare(paths, registry=registry)
+        assert apart.cosine[0][1] == 0
+        assert any("may be one module" in note for note in apart.notes)
 
 
 def test_one_adapter_is_no_comparison(tmp_path: Path) -> None:

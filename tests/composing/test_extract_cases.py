@@ -156,7 +156,7 @@ def test_extract_and_resize_as_a_user_meets_them(tmp_path: Path) -> None:
     fine = tuned(base, tmp_path / "fine", nudged("_proj.weight", "norm.weight", rank=4))
     said = run(home, "extract", base, fine, "--rank", 3, "--name", "made")
     assert "extracted made@sha256:" in said and "saved whole" in said
-    assert "most lost in" in said and "of the norm" in said
+    assert "most lost in" in said and "of the energy" in said
     made = json.loads(
         run(home, "extract", base, fine, "--rank", 3, "--out", tmp_path / "a", "--json")
     )["result"]
