@@ -20,10 +20,11 @@ def in_order(
     work: Callable[[Item], Result],
     held: Callable[[Item], int],
     threads: int | None = None,
+    most_held: int = HELD_BYTES,
 ) -> Iterator[tuple[Item, Result]]:
     """Each item with `work(item)`, in order; `held` tells the bytes of its matrix.
 
-    Started are at most as many as have HELD_BYTES together, or one, and a few without a matrix.
+    Started are at most as many as have `most_held` together, or one, and a few without a matrix.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     threads = threads or usable_cores()
@@ -32,8 +33,7 @@ def in_order(
         try:
             while rest or waiting:
                 while rest and (
-                    not waiting
-                    or (len(waiting) < most and bytes_held + held(rest[0]) <= HELD_BYTES)
+                    not waiting or (len(waiting) < most and bytes_held + held(rest[0]) <= most_held)
                 ):
                     item = rest.popleft()
                     waiting.append((item, pool.submit(work, item)))
