@@ -57,8 +57,14 @@ def assert_computed(kind: str, out: Path, deltas: dict[str, Any]) -> None:
         torch.testing.assert_close(found[name].double(), value, rtol=1e-4, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", layouts.TARGETS)
-@pytest.mark.parametrize("name", ON_LORAS)
+def marked(name: str, kind: str) -> Any:
+    quick = kind == layouts.MODULES or name in ("sum", "ties", "tsv", "peft_linear")
+    return pytest.param(name, kind, marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [marked(name, kind) for name in ON_LORAS for kind in layouts.TARGETS]
+)
 def test_every_method_on_every_layout(
     name: str, kind: str, pairs: dict[str, list[Path]], tmp_path: Path
 ) -> None:
@@ -68,4 +74,30 @@ def test_every_method_on_every_layout(
     deltas = layouts.dense(kind, adapter)
     assert all(np.linalg.norm(each) > 0.1 for each in deltas.values())
     assert len(deltas) == {layouts.MODULES: 6, layouts.FUSED: 3}[kind]
+    assert_computed(kind, tmp_path / "out", deltas)
+
+
+def test_parameters_alone(tmp_path: Path) -> None:
+    """Adapters of experts only, whose configs name no module."""
+    only = {"target_modules": None}
+    paths = [layouts.adapter(tmp_path / n, layouts.FUSED, ord(n), **only) for n in "ab"]
+    adapter = made(paths, tmp_path / "out", (0.8, -0.5), "sum")
+    deltas = layouts.dense(layouts.FUSED, adapter)
+    assert deltas.keys() == {"experts.weight"}
+    assert_computed(layouts.FUSED, tmp_path / "out", deltas)
+
+
+@pytest.mark.parametrize("kind", layouts.TARGETS)
+def test_experts_and_convolutions_of_several_ranks(kind: str, tmp_path: Path) -> None:
+    """The dense deltas of the result are the sum of the inputs', and PEFT computes it."""
+    paths = [
+        layouts.adapter(tmp_path / n, kind, ord(n), r=rank, use_rslora=rs)
+        for n, rank, rs in (("a", 2, False), ("b", 4, True), ("c", 7, False))
+    ]
+    weights = (0.8, -0.5, 1.5)
+    deltas = layouts.dense(kind, made(paths, tmp_path / "out", weights, "sum"))
+    terms = [layouts.dense(kind, read(path).adapter) for path in paths]
+    for name, delta in deltas.items():
+        total = sum(weight * term[name] for weight, term in zip(weights, terms, strict=True))
+        np.testing.assert_allclose(delta, total, rtol=0, atol=1e-6)
     assert_computed(kind, tmp_path / "out", deltas)

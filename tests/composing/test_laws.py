@@ -65,6 +65,14 @@ def test_one_adapter_is_itself(name: str, two: list[Path]) -> None:
         }
 
 
+def test_one_adapter_whose_scale_no_alpha_gives(tmp_path: Path) -> None:
+    """13/√3 is no number over 3 in fp64: B is scaled, and rounds."""
+    source = given(lora(tmp_path / "a", 1, lora_alpha=13, use_rslora=True))
+    found = composed([source])[0]
+    assert found.config["lora_alpha"] == found.config["r"] == 3
+    assert_close(deltas(found), dense(source), 2.0**-24)
+
+
 @pytest.mark.parametrize("name", TWO)
 def test_an_adapter_with_itself_is_itself(name: str, two: list[Path]) -> None:
     assert_close(result(name, weighted([two[0]] * 2, 1, 1), ALL), dense(given(two[0])))
