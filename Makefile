@@ -8,7 +8,7 @@ WORKERS ?= auto
 # Clients of the Hub that the server is tried with, each in an environment of its own.
 CLIENTS := $(patsubst tests/hub/clients/%.txt,$(VENV)/clients/%/.ready,$(wildcard tests/hub/clients/*.txt))
 
-.PHONY: setup demo test test-all clients lint types check bench clean
+.PHONY: setup demo tour test test-all clients lint types check bench clean
 
 setup: $(READY)
 
@@ -22,6 +22,9 @@ $(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard adapterhub/ke
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py
+
+tour: $(READY)
+	$(BIN)/python tools/compose_tour.py
 
 test: $(READY)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
@@ -53,6 +56,7 @@ bench: $(READY)
 	$(BIN)/python tools/bench_hub.py --large
 	$(BIN)/python tools/bench_kernel.py
 	$(BIN)/python tools/bench_attach.py
+	$(BIN)/python tools/bench_compose.py
 	$(BIN)/python tools/bench_merge.py
 	$(BIN)/python tools/bench_merge.py --grow
 

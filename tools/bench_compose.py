@@ -1,6 +1,12 @@
 """How fast adapters are made of checkpoints, in how much memory, and how near the exact SVD.
 
-    python tools/bench_compose.py extract [--billions 1.7] [--rank 16] [--cores 4] [--json FILE]
+    python tools/bench_compose.py [sum] [elements] [extract] [--billions 1.7] [--rank 16]
+                                  [--cores N] [--json FILE]
+
+sum: two adapters of rank 32 over a model of 7 B (32 layers × 7 projections), from their files
+alone, on two cores; and the same of one layer, beside PEFT's `svd`.
+
+elements: what methods on elements need beside the dense deltas of one module.
 
 extract: builds a random Llama in bf16 and two that were "fine-tuned" from it, whose deltas have a
 decaying spectrum (σ ~ 1/k) and a flat one, both beside the noise of rounding to bf16; runs
@@ -23,6 +29,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from compose_parts import bench_elements, bench_sum
 from measured import Measured, run
 from random_llama import Llama, llama_of, write_base
 from rich.console import Console
@@ -166,26 +173,24 @@ def targets(found: dict[str, Extracted]) -> dict[str, bool]:
     }
 
 
-def bench_extract(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+def bench_extract(options: argparse.Namespace, console: Console, place: Path) -> dict[str, Any]:
     llama = llama_of(options.billions * 1e9)
     found: dict[str, Extracted] = {}
-    with workplace(options.dir) as place:
-        print(f"{llama.parameters / 1e9:.2f} B parameters in {place}", file=sys.stderr)
-        write_base(place / "base", llama)
-        for spectrum in SPECTRA:
-            write_tuned(place / "base", place / spectrum, spectrum)
-            found[spectrum] = extract(place, spectrum, options)
-            for path in (place / spectrum).iterdir():
-                path.unlink()
+    print(f"{llama.parameters / 1e9:.2f} B parameters in {place}", file=sys.stderr)
+    write_base(place / "base", llama)
+    for spectrum in SPECTRA:
+        write_tuned(place / "base", place / spectrum, spectrum)
+        found[spectrum] = extract(place, spectrum, options)
+        for path in (place / spectrum).iterdir():
+            path.unlink()
     show_extract(console, llama, found, options.rank)
     return {spectrum: one.record() for spectrum, one in found.items()}
 
 
 # --- the command ------------------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[argparse.Namespace, Console], dict[str, Any]]] = {
-    "extract": bench_extract,
-}
+Part = Callable[[argparse.Namespace, Console, Path], dict[str, Any]]
+PARTS: dict[str, Part] = {"sum": bench_sum, "elements": bench_elements, "extract": bench_extract}
 
 
 @contextmanager
@@ -201,6 +206,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--cores", type=int, default=0, help="run on so many (all)")
     parser.add_argument("--samples", type=int, default=7, help="modules compared exactly (7)")
+    parser.add_argument("--rounds", type=int, default=3, help="of the whole sum (3)")
+    parser.add_argument("--layers", type=int, default=32, help="of the model that is summed (32)")
+    parser.add_argument("--side", type=int, default=2048, help="of the layer that PEFT sums (2048)")
     parser.add_argument("--dir", type=Path, help="where the work directory is made")
     parser.add_argument("--json", type=Path, help="a file for all raw figures")
     options = parser.parse_args(arguments)
@@ -215,7 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
     console = Console(width=100, highlight=False)
-    figures = {part: PARTS[part](options, console) for part in options.parts}
+    figures = {}
+    for part in options.parts:
+        with workplace(options.dir) as place:
+            figures[part] = PARTS[part](options, console, place)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 

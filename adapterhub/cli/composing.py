@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 @adapter_argument("adapters", metavar="ADAPTER[=WEIGHT]...", nargs=-1)
 @click.option("--method", "-m", default="sum", show_default=True, help="--methods lists them.")
 @click.option("--methods", "listing", is_flag=True, help="List the methods and their parameters.")
-@click.option("--param", "-p", "parameters", multiple=True, metavar="KEY=VALUE")
+@click.option(
+    "--param",
+    "-p",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter of the method: -p density=0.5.",
+)
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),

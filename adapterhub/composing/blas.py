@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 _lock = threading.Lock()
@@ -19,10 +20,8 @@ _users: list[Any] = []  # what restores the number of threads, once for each tha
 @contextmanager
 def one_thread() -> Iterator[None]:
     """What was set before is restored at the end of the last use."""
-    from threadpoolctl import threadpool_limits
-
     with _lock:
-        _users.append(_users[0] if _users else threadpool_limits(1, "blas"))
+        _users.append(_users[0] if _users else _libraries().limit(limits=1, user_api="blas"))
     try:
         yield
     finally:
@@ -30,3 +29,11 @@ def one_thread() -> Iterator[None]:
             limits = _users.pop()
             if not _users:
                 limits.restore_original_limits()
+
+
+@cache
+def _libraries() -> Any:
+    """Looked for once, which takes a millisecond: numpy's is there."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

@@ -7,7 +7,7 @@ for factors of fp32 the errors stay far below their own rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from adapterhub.errors import InvalidOption
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
-_CONDITION = 1e-4  # of Cholesky's diagonal, and how far from orthonormal its first result may be
+_ONCE, _TWICE = 1e3, 1e6  # the conditions up to which one and two of Cholesky's factors do
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Factors:
         return int(self.b.shape[0]), int(self.a.shape[1])
 
     def double(self) -> Factors:
-        return Factors(self.b.astype(np.float64), self.a.astype(np.float64))
+        return Factors(np.asarray(self.b, np.float64), np.asarray(self.a, np.float64))
 
     def single(self) -> Factors:
         return Factors(self.b.astype(np.float32), self.a.astype(np.float32))
@@ -52,6 +52,11 @@ class Svd:
     def first(self, rank: int) -> Svd:
         return Svd(self.u[:, :rank], self.s[:rank], self.vt[:rank])
 
+    def scaled(self, scale: float) -> Svd:
+        """Of scale·Δ."""
+        u = -self.u if scale < 0 else self.u
+        return Svd(u, abs(scale) * self.s, self.vt)
+
     def factors(self) -> Factors:
         """b = u·√s and a = √s·vt, so that neither is much larger than the other."""
         root = np.sqrt(self.s)
@@ -65,6 +70,10 @@ class Cut:
     rank: int
     energy: float
     total: float
+
+    def scaled(self, scale: float) -> Cut:
+        """Of scale·Δ."""
+        return Cut(self.rank, scale**2 * self.energy, scale**2 * self.total)
 
     @property
     def error(self) -> float:
@@ -94,46 +103,64 @@ def norm(delta: Factors) -> float:
 
 def svd(delta: Factors) -> Svd:
     """The singular value decomposition, min(rank, out, in) values; zeros included."""
-    b, a = delta.b.astype(np.float64), delta.a.astype(np.float64).T
-    q, to_q, r = _orthonormal(b)
-    p, to_p, s = _orthonormal(a)
+    return _decomposed(delta, lambda s: len(s))
+
+
+def cut(delta: Factors, rank: int | None, energy: float | None) -> tuple[Svd, Cut]:
+    """The first singular values, by `rank_for`, and what that keeps of the whole."""
+    squares: list[Matrix] = []
+
+    def kept(s: Matrix) -> int:
+        squares.append(np.square(s))
+        return rank_for(s, rank, energy)
+
+    found = _decomposed(delta, kept)
+    count = len(found.s)
+    return found, Cut(count, float(squares[0][:count].sum()), float(squares[0].sum()))
+
+
+def _decomposed(delta: Factors, kept: Callable[[Matrix], int]) -> Svd:
+    """As many of the first singular values as `kept` says; vectors are made of those only."""
+    q, to_q, r = _orthonormal(np.asarray(delta.b, np.float64))
+    p, to_p, s = _orthonormal(np.asarray(delta.a, np.float64).T)
     u, values, vt = np.linalg.svd(r @ s.T, full_matrices=False)
-    return Svd(q @ (to_q @ u), values, (vt @ to_p.T) @ p.T)
+    count = kept(values)
+    left, right = to_q @ u[:, :count], vt[:count] @ to_p.T
+    return Svd(q @ left, values[:count], right @ p.T)
 
 
 def _orthonormal(x: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     """(y, w, r) with y·w orthonormal and y·w·r = x, for x with more rows than columns or fewer.
 
-    Cholesky's factor of xᵀ·x, twice, is r to fp64's precision as long as x is well conditioned
-    (CholeskyQR2: Yamamoto et al., https://doi.org/10.1553/etna_vol44s306), in a tenth of the time
-    of Householder's QR, which does the rest.
+    Cholesky's factor of xᵀ·x is r, as long as x is well conditioned: to about κ²·2⁻⁵³, and done
+    twice to fp64's precision (CholeskyQR2: Yamamoto et al.,
+    https://doi.org/10.1553/etna_vol44s306), in a tenth of the time of Householder's QR, which does
+    the rest.
     """
-    found = _cholesky_twice(x)
+    found = _cholesky(x)
     if found is not None:
         return x, *found
     q, r = np.linalg.qr(x)
     return q, np.eye(r.shape[0]), r
 
 
-def _cholesky_twice(x: Matrix) -> tuple[Matrix, Matrix] | None:
+def _cholesky(x: Matrix) -> tuple[Matrix, Matrix] | None:
     """(w, r), or None where x is not well conditioned."""
     if x.shape[0] < x.shape[1]:
         return None
-    gram = x.T @ x
     try:
-        first = np.linalg.cholesky(gram).T
-        diagonal = np.diagonal(first)
-        if not diagonal.min() > _CONDITION * diagonal.max():
-            return None
-        once = np.linalg.inv(first)
-        y = x @ once
-        again = y.T @ y
-        if not np.abs(again - np.eye(len(again))).max() < _CONDITION:
-            return None
-        second = np.linalg.cholesky(again).T
+        r = np.linalg.cholesky(x.T @ x).T
+        w = np.linalg.inv(r)
+        condition = float(np.linalg.norm(r) * np.linalg.norm(w))  # not below κ
+        if not condition < _ONCE:
+            if not condition < _TWICE:
+                return None
+            y = x @ w
+            again = np.linalg.cholesky(y.T @ y).T
+            w, r = w @ np.linalg.inv(again), again @ r
     except np.linalg.LinAlgError:
         return None
-    return once @ np.linalg.inv(second), second @ first
+    return w, r
 
 
 def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | None = None) -> int:
@@ -154,10 +181,3 @@ def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | N
         enough = int(np.searchsorted(sums, wanted * (1 - 1e-12))) + 1
         kept = min(kept, enough)
     return max(1, kept)
-
-
-def cut(found: Svd, rank: int | None, energy: float | None) -> tuple[Svd, Cut]:
-    """The first singular values, by `rank_for`, and what that keeps of the whole."""
-    kept = rank_for(found.s, rank, energy)
-    squares = np.square(found.s)
-    return found.first(kept), Cut(kept, float(squares[:kept].sum()), float(squares.sum()))

@@ -11,6 +11,7 @@ from typing import Any
 from adapterhub.adapter import Adapter
 from adapterhub.errors import BaseMismatch, InvalidOption
 from adapterhub.formats.roots import adapter_root
+from adapterhub.known_bases import named
 from adapterhub.registry import Loaded
 
 
@@ -98,9 +99,15 @@ def compared_bases(one: Input, other: Input) -> tuple[str, bool]:
     if None in names:
         nameless = one.name if names[0] is None else other.name
         return f"{nameless} does not say which base it is for", False
-    if str(names[0]).lower() != str(names[1]).lower():
+    if _meant(str(names[0])) != _meant(str(names[1])):
         return f"{one.name} is for {names[0]}, {other.name} for {names[1]}", False
     revisions = {each.adapter.base.revision for each in (one, other)} - {None}
     if len(revisions) > 1:
         return f"{one.name} and {other.name} are for different revisions of {names[0]}", False
     return "", False
+
+
+def _meant(name: str) -> object:
+    """What a base's name means: mirrors of a known base hold the same weights."""
+    known = named(name)
+    return (known.base.name, known.variant) if known else name.lower()

@@ -12,7 +12,7 @@ import numpy as np
 
 from adapterhub.composing import sites
 from adapterhub.composing.blocks import buffers, finite_energy
-from adapterhub.composing.factored import Cut, Factors, Matrix, cut, svd
+from adapterhub.composing.factored import Cut, Factors, Matrix, cut
 from adapterhub.composing.methods import Delta, Given, Made, Method
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.sites import Site
@@ -134,8 +134,8 @@ def _made(
     made: Made = plan.method.apply(deltas, given)
     if rank is None and energy is None:
         return Made(made.factors.single(), made.scale), None
-    both = made.factors.double()
-    found, what = cut(svd(Factors(made.scale * both.b, both.a)), rank, energy)
+    found, what = cut(made.factors, rank, energy)
+    found, what = found.scaled(made.scale), what.scaled(made.scale)
     return Made(found.factors().single()), what
 
 

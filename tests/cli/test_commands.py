@@ -43,6 +43,7 @@ def test_the_commands_of_this_version() -> None:
         *("inspect", "add", "list", "search", "show", "path", "export", "diff"),
         *("edit", "mv", "rm", "tag", "untag", "history", "rollback"),
         *("verify", "gc", "reindex", "env", "merge", "methods", "formats"),
+        *("compose", "compare", "resize", "extract"),
         *("push", "pull", "serve", "token create", "token list", "token revoke"),
         *("base add", "base list", "base show", "base rm", "base identify"),
     }

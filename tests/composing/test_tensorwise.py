@@ -147,6 +147,31 @@ def test_prompts_of_encoder_and_decoder_stay_apart(tmp_path: Path, registry: Reg
     assert (found == np.concatenate([one[:2], two[:1], one[2:], two[1:]])).all()
 
 
+# --- bottlenecks ------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "adapters" / "bert"
+
+
+@pytest.mark.parametrize("kind", ["pfeiffer", "houlsby", "parallel", "compacter_own", "nice"])
+def test_bottlenecks_of_adapterhub(tmp_path: Path, registry: Registry, kind: str) -> None:
+    """Its own average_adapter: Σ wᵢ·vᵢ of every tensor."""
+    other = tmp_path / "other"
+    other.mkdir()
+    config = GOLDEN / kind / "adapter_config.json"
+    (other / config.name).write_text(config.read_text())
+    one = load_file(GOLDEN / kind / "adapter.safetensors")
+    two = {name: noise(n, *array.shape) for n, (name, array) in enumerate(sorted(one.items()))}
+    save_file(two, other / "adapter.safetensors")
+    specs = [(GOLDEN / kind, 0.25), (other, 0.75)]
+    api.compose(specs, method="average", out=tmp_path / "out", force_base=True, registry=registry)
+    found = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert found.keys() == one.keys()
+    for name, array in found.items():
+        expected = 0.25 * one[name].astype(float) + 0.75 * two[name].astype(float)
+        assert np.allclose(array, expected, atol=1e-7)
+    assert registry.add(tmp_path / "out", name="both").method in ("bottleneck", "compacter")
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 
