@@ -24,6 +24,11 @@ THREADS = 4  # at most: each has buffers of its own
 T = TypeVar("T")
 
 
+def buffers(shape: tuple[int, ...]) -> int:
+    """Bytes that work on a matrix takes beside it: four blocks' worth in fp64 on each thread."""
+    return 4 * 8 * min(math.prod(shape), THREADS * ELEMENTS)
+
+
 def blocks(shape: tuple[int, ...]) -> list[slice]:
     """Slices of rows, of about ELEMENTS elements, at least one row each."""
     rows, columns = shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,33 @@ def _whole_number(value: float) -> float | int:
 def _key(name: str) -> str:
     """A pattern that PEFT matches with this module alone."""
     return "^" + re.escape(name)
+
+
+def exactly(modules: Iterable[str]) -> str:
+    """A `target_modules` that PEFT matches with these modules alone.
+
+    A list would not do: a path in it is also the ending of longer ones. What modules have in common
+    is written once, so that a model of many layers has a short pattern.
+    """
+    return _paths([module.split(".") for module in modules])
+
+
+def _paths(paths: Iterable[Sequence[str]]) -> str:
+    tails: dict[str, list[Sequence[str]]] = {}
+    for path in paths:
+        tails.setdefault(path[0], []).append(path[1:])
+    alike: dict[str, list[str]] = {}
+    for name, rests in tails.items():
+        inner = [rest for rest in rests if rest]
+        tail = rf"\.{_paths(inner)}" if inner else ""
+        if inner and len(inner) < len(rests):  # a module, and one inside it
+            tail = f"(?:{tail})?"
+        alike.setdefault(tail, []).append(re.escape(name))
+    return _one_of([_one_of(names) + tail for tail, names in alike.items()])
+
+
+def _one_of(patterns: Sequence[str]) -> str:
+    return patterns[0] if len(patterns) == 1 else f"(?:{'|'.join(patterns)})"
 
 
 def _tokens(parts: Parts) -> dict[str, list[int]] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from adapterhub.adapter import Adapter, BaseClaim
 from adapterhub.composing import writing
-from adapterhub.composing.building import Parts, lora
+from adapterhub.composing.building import Parts, exactly, lora
 from adapterhub.composing.cases import plain
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import Plan
@@ -96,18 +96,18 @@ def _fields(plan: Plan, composed: Sequence[Composed]) -> dict[str, Any]:
     }
 
 
-def _targets(plan: Plan, composed: Sequence[Composed]) -> list[str]:
-    """The names that the inputs' configs give, where those say no more; else every module."""
+def _targets(plan: Plan, composed: Sequence[Composed]) -> list[str] | str:
+    """The names that the inputs' configs give, where those say no more; else a pattern of all."""
     modules = sorted({one.site.module for one in composed if one.site.parameter is None})
     configs = [each.adapter.config for each in plan.inputs]
     narrowing = ("exclude_modules", "layers_to_transform", "layers_pattern")
     plain = all(
         isinstance(config.get("target_modules"), list)
-        and not any(config.get(field) for field in narrowing)
+        and all(config.get(field) in (None, [], "") for field in narrowing)  # layer 0 is one
         for config in configs
     )
     if not plain:
-        return modules
+        return exactly(modules) if modules else []
     return sorted({str(name) for config in configs for name in config["target_modules"]})
 
 

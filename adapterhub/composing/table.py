@@ -90,6 +90,7 @@ _SHARED = (
         "subspaces",
         "knots_ties",
         (_density(0.2),),
+        biases=False,
     ),
     Method(
         "knots_dare",
@@ -100,6 +101,7 @@ _SHARED = (
         "knots_dare",
         (_density(0.5),),
         seeded=True,
+        biases=False,
     ),
     Method(
         "tsv",

@@ -18,6 +18,40 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def in_order(
+    items: Sequence[Item],
+    work: Callable[[Item], Result],
+    held: Callable[[Item], int],
+    threads: int | None = None,
+    most_held: int = HELD_BYTES,
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with `work(item)`, in order; `held` tells the bytes of its matrix.
+
+    Started are at most as many as have `most_held` together, or one, and a few without a matrix.
+    Raises NotSupported, before any work, where one alone is larger than this machine's memory:
+    factors of a few megabytes may stand for a matrix of terabytes.
+    """
+    _refuse_too_large(max(map(held, items), default=0))
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    threads = threads or usable_cores()
+    rest, bytes_held, most = deque(items), 0, 2 * threads
+    with one_thread(), ThreadPoolExecutor(threads, "compose") as pool:
+        try:
+            while rest or waiting:
+                while rest and (
+                    not waiting or (len(waiting) < most and bytes_held + held(rest[0]) <= most_held)
+                ):
+                    item = rest.popleft()
+                    waiting.append((item, pool.submit(work, item)))
+                    bytes_held += held(item)
+                item, future = waiting.popleft()
+                yield item, future.result()
+                bytes_held -= held(item)
+        finally:
+            for _, future in waiting:  # after an error nobody wants the others
+                future.cancel()
+
+
 def _refuse_too_large(nbytes: int) -> None:
     memory = _memory_bytes()
     if nbytes > memory:
@@ -33,37 +67,3 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # not on every system
         return sys.maxsize
-
-
-def in_order(
-    items: Sequence[Item],
-    work: Callable[[Item], Result],
-    held: Callable[[Item], int],
-    threads: int | None = None,
-) -> Iterator[tuple[Item, Result]]:
-    """Each item with `work(item)`, in order; `held` tells the bytes of its matrix.
-
-    Started are at most as many as have HELD_BYTES together, or one, and a few without a matrix.
-    Raises NotSupported, before any work, where one alone is larger than this machine's memory:
-    factors of a few megabytes may stand for a matrix of terabytes.
-    """
-    _refuse_too_large(max(map(held, items), default=0))
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
-    threads = threads or usable_cores()
-    rest, bytes_held, most = deque(items), 0, 2 * threads
-    with one_thread(), ThreadPoolExecutor(threads, "compose") as pool:
-        try:
-            while rest or waiting:
-                while rest and (
-                    not waiting
-                    or (len(waiting) < most and bytes_held + held(rest[0]) <= HELD_BYTES)
-                ):
-                    item = rest.popleft()
-                    waiting.append((item, pool.submit(work, item)))
-                    bytes_held += held(item)
-                item, future = waiting.popleft()
-                yield item, future.result()
-                bytes_held -= held(item)
-        finally:
-            for _, future in waiting:  # after an error nobody wants the others
-                future.cancel()

@@ -237,7 +237,7 @@ def test_biases_where_weights_do_not_decide(tmp_path: Path) -> None:
             {**load_file(file), f"base_model.model.{Q}.lora_B.bias": bias}, file, {"format": "pt"}
         )
         inputs.append(given(path))
-    for name in ("slerp", "nuslerp", "sce", "ties"):
+    for name in ("slerp", "nuslerp", "sce", "ties", "knots_ties", "knots_dare"):
         with pytest.raises(NotMergeable, match=f"{name} does not say what becomes of the biases"):
             composed(inputs, method=name)
     adapter, _ = composed(inputs, method="ties", parameters={"normalize": False, "lambda": 0.5})
