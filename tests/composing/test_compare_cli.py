@@ -75,7 +75,9 @@ def test_what_it_refuses(tmp_path: Path, three: list[Path]) -> None:
 
 
 @drawn
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.parametrize(
+    "suffix", ["png", *(pytest.param(other, marks=pytest.mark.slow) for other in ("svg", "pdf"))]
+)
 def test_the_picture_is_the_same_twice(tmp_path: Path, three: list[Path], suffix: str) -> None:
     files = [tmp_path / f"{name}.{suffix}" for name in ("one", "two")]
     for file in files:

@@ -246,6 +246,7 @@ def test_experts_of_one_orientation_keep_it(tmp_path: Path) -> None:
 # --- many modules -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_made_of_many_modules_can_be_read_again(tmp_path: Path) -> None:
     """A rank and an alpha for each of them: as many patterns, which are matched under a limit."""
     modules = [f"model.layers.{n}.self_attn.q_proj" for n in range(900)]

@@ -346,6 +346,7 @@ def test_della_keeps_the_mean_and_prefers_the_large() -> None:
 # --- memory -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ties", "della", "sce", "nuslerp"])
 def test_buffers_are_small(name: str) -> None:
     shape = (2048, 4096)

@@ -68,6 +68,7 @@ def test_a_convolution_keeps_its_kernel(tmp_path: Path) -> None:
     assert sorted(values.shape for values in found.values()) == [(2, 3, 4, 4), (16, 2, 1, 1)]
 
 
+@pytest.mark.slow
 def test_what_is_held_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, out, into, count = tmp_path / "base", 1024, 1024, 24
     base.mkdir()

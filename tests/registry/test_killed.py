@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import regkit
 
 from adapterhub import api
@@ -23,6 +24,7 @@ def state(registry: Registry) -> tuple[Any, ...]:
     return seen, [(row.name, row.digest, dict(row.tags), row.licence) for row in rows]
 
 
+@pytest.mark.slow
 def test_add_killed_before_every_step(tmp_path: Path) -> None:
     base = regkit.save_base(tmp_path / "minibert")
     adapter = regkit.save_adapter(tmp_path / "adapter")

@@ -54,6 +54,7 @@ def push(home: Path, xorbs: tuple[Made, ...], file: FileEntry, note: Path) -> No
             register(store, space, shard_of(file), lambda digest, size: lines.write(digest))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, as only Linux does safely")
 def test_whatever_moment_it_is_killed_nothing_half_is_seen(tmp_path: Path) -> None:
     xorbs = (some(1, 500, 700), some(2, 900))
