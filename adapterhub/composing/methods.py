@@ -117,9 +117,10 @@ class Method:
         """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""
         known = {parameter.name: parameter for parameter in self.parameters}
         if unknown := sorted(given.keys() - known.keys()):
-            has = ", ".join(known) or "none"
+            has = ", ".join(known)
             raise InvalidOption(
-                f"{self.name} has no parameter {unknown[0]!r}", remedy=f"its parameters: {has}"
+                f"{self.name} has no parameter {unknown[0]!r}",
+                remedy=f"its parameters: {has}" if has else "leave it away: it has none",
             )
         return {
             name: checked(given[name], parameter.check) if name in given else parameter.default

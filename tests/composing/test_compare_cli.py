@@ -74,7 +74,9 @@ def test_notes_name_versions_briefly(tmp_path: Path) -> None:
     assert re.search(r"bases: a0@sha256:[0-9a-f]{12} is for owner/base, a1@sha256:", said)
 
 
-def test_of_many_pairs_those_that_are_shown_are_explained(tmp_path: Path, three: list[Path]) -> None:
+def test_of_many_pairs_those_that_are_shown_are_explained(
+    tmp_path: Path, three: list[Path]
+) -> None:
     said = run(tmp_path / "home", "compare", *three, *three)
     assert "the 10 pairs of 15 whose cosine is farthest from 0; --json has all" in said
 

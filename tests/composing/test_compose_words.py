@@ -1,0 +1,84 @@
+"""What compose says to somebody who is new to it: mistakes, notes, what became of what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from composing_building import lora
+from safetensors.numpy import load_file, save_file
+from test_compose_cli import run
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("TIES", "ties"), ("svd", "peft_svd"), ("dare", "dare_linear"), ("avrage", "average")],
+)
+def test_an_unknown_method_is_answered_by_the_nearest(
+    tmp_path: Path, wrong: str, near: str
+) -> None:
+    a = lora(tmp_path / "a", 1)
+    said = run(tmp_path / "home", "compose", a, "-m", wrong, "--name", "x", code=1)
+    assert f"did you mean {near}" in said and "compose --methods lists them" in said
+
+
+def test_a_method_that_nothing_is_like_is_answered_by_the_list(tmp_path: Path) -> None:
+    a = lora(tmp_path / "a", 1)
+    said = run(tmp_path / "home", "compose", a, "-m", "mean", "--name", "x", code=1)
+    assert "did you mean" not in said and "compose --methods lists them" in said
+
+
+def test_a_parameter_that_is_not_there(tmp_path: Path) -> None:
+    a, home = lora(tmp_path / "a", 1), tmp_path / "home"
+    said = run(home, "compose", a, "-p", "density=0.5", "--name", "x", code=1)
+    assert "sum has no parameter 'density'" in said and "leave it away: it has none" in said
+    said = run(home, "compose", a, "-m", "ties", "-p", "dens=1", "--name", "x", code=1)
+    assert "its parameters: density, lambda" in said
+
+
+def test_switches_are_taken_in_any_case(tmp_path: Path) -> None:
+    a, home = lora(tmp_path / "a", 1), tmp_path / "home"
+    said = run(home, "compose", a, "-m", "ties", "-p", "rescale=True", "--name", "x")
+    assert "rescale: yes" in said
+
+
+def test_a_wrong_weight_is_answered_with_the_adapter_s_own_name(tmp_path: Path) -> None:
+    said = run(tmp_path / "home", "compose", "ner=half", "--name", "x", code=2)
+    assert "the weight of ner is 'half': a number is needed, as in ner=0.5" in said
+
+
+def test_a_cut_that_nobody_asked_for_is_noted(tmp_path: Path) -> None:
+    a, b, home = lora(tmp_path / "a", 1, rank=1), lora(tmp_path / "b", 2, rank=1), tmp_path / "home"
+    options = ("-m", "ties", "-p", "density=0.5")
+    note = "what ties makes has no low rank, and was cut to the ranks of the adapters added up"
+    assert note in run(home, "compose", a, b, *options, "--name", "x")
+    assert note not in run(home, "compose", a, b, *options, "--rank", 1, "--name", "x")
+    # nothing of a sum is cut, nor of what lies between two low ranks
+    assert "low rank" not in run(home, "compose", a, b, "--name", "x")
+    assert "low rank" not in run(home, "compose", a, b, "-m", "slerp", "--name", "x")
+
+
+def test_what_is_saved_whole_is_listed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for seed, name in enumerate("ab"):
+        path = lora(tmp_path / name, seed, modules_to_save=["classifier"]) / (
+            "adapter_model.safetensors"
+        )
+        head = np.full((2, 8), seed, np.float32)
+        tensors = {**load_file(path), "base_model.model.classifier.weight": head}
+        save_file(tensors, path, {"format": "pt"})
+    both = (tmp_path / "a", tmp_path / "b")
+    said = run(home, "compose", *both, "--whole", "average", "--name", "x")
+    assert "saved whole  classifier.weight" in said
+
+
+def test_weights_by_module_are_not_told_as_one(tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"merge_method: sum\nmodels:\n  - model: {a}\n    parameters:\n"
+        f"      weight: [{{filter: q_proj, value: 0.5}}, {{value: 2}}]\n  - model: {b}\nname: x\n"
+    )
+    said = run(tmp_path / "home", "compose", "--recipe", recipe)
+    assert f"{a} × by module" in said and f"{b} × 1" in said
