@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -62,3 +62,10 @@ def checked(value: Any, check: Callable[[Any], Any]) -> Any:
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON has it."""
     return {k: v.to_list() if isinstance(v, Cases) else v for k, v in values.items()}
+
+
+def unused(values: Iterable[Any], names: Sequence[str]) -> list[str]:
+    """The filters among `values` that hold for none of these modules."""
+    cases = [case for value in values if isinstance(value, Cases) for case in value.cases]
+    idle = {case.filter: None for case in cases if not any(map(case.holds, names))}
+    return [each for each in idle if each is not None]

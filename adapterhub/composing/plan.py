@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from adapterhub.composing.cases import Cases, checked, of
+from adapterhub.composing.cases import Cases, checked, of, unused
 from adapterhub.composing.factored import check_rank
 from adapterhub.composing.inputs import Input, cancels, check_bases
 from adapterhub.composing.methods import Method
@@ -130,7 +130,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
         sites=tuple(settled),
         biases=biases,
         wholes=wholes(inputs, weights, meanings, options.whole),
-        notes=tuple(notes),
+        notes=(*notes, *_filters_of_nothing(parameters, options, settled)),
     )
     for site in settled:
         row.check_together(made.settings(site), made.weights_of(site))
@@ -190,6 +190,14 @@ def _weights(row: Method, given: Sequence[float]) -> tuple[float, ...]:
             "the weights of an average add up to 0", remedy="give other weights, or --method sum"
         )
     return tuple(weight / total for weight in weights)
+
+
+def _filters_of_nothing(
+    parameters: Mapping[str, Any], options: Options, found: Sequence[Site]
+) -> list[str]:
+    values = (*parameters.values(), *options.weights.values(), options.rank, options.energy)
+    idle = unused(values, [site.name for site in found])
+    return [f"the filter {filter!r} holds for no module" for filter in idle]
 
 
 def _meaning(source: Input) -> Meaning:

@@ -82,3 +82,46 @@ def test_weights_by_module_are_not_told_as_one(tmp_path: Path) -> None:
     )
     said = run(tmp_path / "home", "compose", "--recipe", recipe)
     assert f"{a} × by module" in said and f"{b} × 1" in said
+
+
+# --- recipes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "remedy"),
+    [
+        (
+            "method: ties\nmodels: [{model: a}]\n",
+            "method: unknown field",
+            "a recipe has merge_method",
+        ),
+        ("", "is empty", "models is a list of `model: ADAPTER`"),
+        (
+            "models:\n  - model: a\n - model: b\n",
+            "line 3, column 2: expected",
+            "begin in one column",
+        ),
+        ("models:\n\t- model: a\n", "line 2, column 1: found character", "and not by tabs"),
+        ("name: a\nrank: 4\nname: b\n", "line 3, column 1: the key name stands twice", ""),
+        ("name: a\nrank: 010\n", "line 2, column 7: the number 010", ""),
+    ],
+)
+def test_mistakes_in_a_recipe_are_told_with_their_place_and_what_there_is(
+    tmp_path: Path, text: str, said: str, remedy: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    found = run(tmp_path / "home", "compose", "--recipe", recipe, code=1)
+    assert said in found and remedy in found and ("→" in found) is bool(remedy)
+
+
+def test_a_filter_that_holds_for_no_module_is_noted(tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2)
+    recipe = tmp_path / "recipe.yaml"
+    for filter, noted in (("mlp", True), ("v_proj", False)):
+        recipe.write_text(
+            f"merge_method: sum\nmodels: [model: {a}, model: {b}]\n"
+            f"rank: [{{filter: {filter}, value: 2}}, {{value: 3}}]\nname: x\n"
+        )
+        found = run(tmp_path / "home", "compose", "--recipe", recipe)
+        assert ("the filter 'mlp' holds for no module" in found) is noted
