@@ -147,7 +147,7 @@ def extract(
         for each in (old, new):
             each.check_unchanged()
         made = Artefact(found.adapter, _record(old, roots[0]), _lineage(options, roots))
-        version = deliver(made, name, out, reg, list(roots))
+        version = deliver(made, name, out, reg, [str(base), str(finetuned)])
         return Extracted(
             version=version,
             out=None if out is None else str(out),

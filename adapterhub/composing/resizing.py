@@ -103,7 +103,7 @@ def resize(
         made = Artefact(
             _adapter(source, found, done), _record(source), _lineage(source, sizing, exact)
         )
-        version = deliver(made, name, out, reg, [source.digest or source.name])
+        version = deliver(made, name, out, reg, [source.name])
         return Resized(
             version=version,
             out=None if out is None else str(out),

@@ -91,8 +91,8 @@ def compose(
         else:
             planned, made = tensorwise.composed(inputs, options)
             told = report(planned, ())
-        sources = [each.digest or each.name for each in inputs]
-        version = deliver(artefact(planned, made), name, out, reg, sources)
+        names = [each.name for each in inputs]
+        version = deliver(artefact(planned, made), name, out, reg, names)
         return Composition(version, None if out is None else str(out), told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,14 @@ def test_a_filter_that_holds_for_no_module_is_noted(tmp_path: Path) -> None:
         )
         found = run(tmp_path / "home", "compose", "--recipe", recipe)
         assert ("the filter 'mlp' holds for no module" in found) is noted
+
+
+def test_show_names_the_adapters_that_went_in(tmp_path: Path) -> None:
+    a, home = lora(tmp_path / "a", 1), tmp_path / "home"
+    run(home, "add", a, "--name", "ner")
+    run(home, "compose", "ner=0.5", a, "--name", "both")
+    shown = run(home, "show", "both")
+    assert re.search(rf"made by +compose of ner@sha256:[0-9a-f]{{12}} × 0.5, {a}\n", shown)
+    run(home, "resize", "ner", "--rank", 2, "--name", "small")
+    shown = run(home, "show", "small")
+    assert re.search(r"made by +resize of ner@sha256:[0-9a-f]{12}; rank: 2\n", shown)
