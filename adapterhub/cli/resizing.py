@@ -95,13 +95,15 @@ def extract(
 
 
 def _facts(found: Extracted) -> dict[str, Any]:
+    kept = truncation.said(found.error)
     return {
         "method": found.method,
         "base": short(found.base_root),
         "fine-tuned": short(found.tuned_root),
         "modules": len(found.modules) or None,
         "rank": truncation.ranks(found.modules),
-        "truncation": truncation.said(found.error),
+        "elements": f"{found.elements:,}: {kept}" if found.elements else None,
+        "truncation": None if found.elements else kept,
         "saved whole": made.names(found.saved),
         "dropped": made.names(found.dropped),
         "base's own": made.names(found.left_out),

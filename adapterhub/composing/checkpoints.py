@@ -178,7 +178,7 @@ class Checkpoints:
         if wrong:
             raise BaseMismatch(
                 f"{self.tuned.path} is not fine-tuned from the base {self.base.path}: their "
-                f"structures differ in {len(wrong)} places",
+                f"structures differ",
                 details=wrong,
                 remedy="give the base that it was fine-tuned from",
             )

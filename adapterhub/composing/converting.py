@@ -43,7 +43,6 @@ from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, shown
 
 # Methods whose change may be of any parameter: only the base tells what a module is.
 _OF_ANYTHING = ("diff_pruning", "fishmask", "intrinsic_said")
-_MOST = 20
 _ROLES = ("lora_A", "lora_B")
 
 
@@ -99,7 +98,14 @@ def additive(source: Input, base: Base | None) -> Additive:
 def _settled(source: Input, naming: Naming | None) -> Meaning:
     """The meaning, with the shapes of the base where some part waits for them."""
     adapter = source.adapter
-    meaning = method(adapter.method).implementation.meaning(adapter)
+    try:
+        meaning = method(adapter.method).implementation.meaning(adapter)
+    except NotMergeable as error:
+        raise NotMergeable(
+            f"there is no LoRA of {source.name}: {error.message}",
+            details=error.details,
+            remedy=error.remedy,
+        ) from error
     waits = any(isinstance(part, Shaped) for part in meaning)
     if naming is None and (waits or adapter.method in _OF_ANYTHING):
         raise NotSupported(
@@ -115,7 +121,7 @@ def _refuse(source: Input, meaning: Meaning) -> None:
         raise NotMergeable(
             f"{source.name} is {source.adapter.method}, which does not add to the weights of "
             f"{len(odd)} modules: no LoRA is the same for every base",
-            details=odd[:_MOST],
+            details=odd,
             remedy="merge it into its base, and make a LoRA of that: adapterhub extract",
         )
     dora = sorted({p.module for p in meaning if isinstance(p, LowRank) and p.magnitude})
@@ -123,7 +129,7 @@ def _refuse(source: Input, meaning: Meaning) -> None:
         raise NotMergeable(
             f"{source.name} is a DoRA: its magnitudes hang on the base's weights, and it cannot "
             "be truncated by itself",
-            details=dora[:_MOST],
+            details=dora,
             remedy="merge it into its base, and make a LoRA of that: adapterhub extract",
         )
 

@@ -66,7 +66,7 @@ class Extraction:
         if ranks + self.biases_only + (self.sparse is not None) != 1:
             raise InvalidOption(
                 "say what to extract",
-                remedy="one of rank and energy (a LoRA), biases only, and sparse",
+                remedy="one of --rank 16 or --energy 0.9 (a LoRA), --biases-only, --sparse 0.01",
             )
         if ranks:
             Sizing(self.rank, self.energy)
@@ -87,6 +87,7 @@ class Extracted:
     """What was made: `version` (`name@sha256:…`) or `out`, one of them None.
 
     `modules`: those with factors, and what their rank loses; `error`: of all of them together.
+    `elements`: how many there are of a sparse delta, whose `error` is that of all that changed.
     `saved`: tensors kept whole, `dropped`: tensors that changed and were left out as asked,
     `left_out`: of the base's own head, `unchanged`: how many tensors are the base's.
     """
@@ -96,6 +97,7 @@ class Extracted:
     method: str
     modules: list[ModuleReport]
     error: float | None
+    elements: int | None
     saved: list[str]
     dropped: list[str]
     left_out: list[str]
@@ -142,7 +144,10 @@ def extract(
         hashing, comparing = on_plan(total) if on_plan else (None, None)
         roots = old.weights_root(reg.cache, hashing), new.weights_root(reg.cache, hashing)
         if roots[0] == roots[1]:
-            raise NotSupported("the two checkpoints hold the same weights", remedy="give two")
+            raise NotSupported(
+                "the two checkpoints hold the same weights",
+                remedy="name the base, then what was fine-tuned from it",
+            )
         found = _found(both, options, comparing or _nobody)
         for each in (old, new):
             each.check_unchanged()
@@ -156,7 +161,8 @@ def extract(
                 ModuleReport(one.site.name, 1, one.rank, one.cut.error if one.cut else None)
                 for one in found.composed
             ],
-            error=total_error(found.composed),
+            error=found.error if found.elements else total_error(found.composed),
+            elements=found.elements,
             saved=list(found.saved),
             dropped=list(found.dropped),
             left_out=list(both.left_out),

@@ -9,7 +9,7 @@ import numpy as np
 
 from adapterhub.adapter import REPLACE, Adapter, BaseClaim
 from adapterhub.composing.checkpoints import Checkpoints, Pair
-from adapterhub.composing.factored import Matrix
+from adapterhub.composing.factored import Cut, Matrix
 from adapterhub.composing.saving import DROP, Found, Wanted, head_of, settle_rest
 from adapterhub.errors import NotMergeable, NotSupported
 from adapterhub.methods.shapes import PARAMETERS
@@ -78,9 +78,11 @@ def sparse(
     number = math.ceil(share * sum(math.prod(pair.shape) for pair in own))
     least, equal = _threshold(own, number)
     modules: dict[str, dict[str, Tensor]] = _modules(dict(rest.tensors))
-    shapes, changed = {}, 0
+    shapes, changed, elements = {}, 0, 0
+    energies, kept = [], []
     for pair, delta in _deltas(own, progress):
         changed += 1
+        energies.append(_energy(delta))
         places, values, equal = _largest(delta, least, equal)
         if not len(places):
             continue
@@ -88,6 +90,8 @@ def sparse(
         roles[f"{pair.parameter}.indices"] = ArrayTensor(places)
         roles[f"{pair.parameter}.values"] = ArrayTensor(values)
         shapes[pair.name] = list(pair.shape)
+        elements += len(places)
+        kept.append(_energy(values))
     if not shapes:
         raise NotSupported("no weight or bias differs between the two checkpoints")
     task, labels = head_of(both, rest)
@@ -96,6 +100,16 @@ def sparse(
         rest.saved,
         rest.dropped,
         changed + rest.changed,
+        elements=elements,
+        error=Cut(elements, math.fsum(kept), math.fsum(energies)).error,
+    )
+
+
+def _energy(values: Matrix) -> float:
+    """Σ x², in fp64."""
+    parts = range(0, len(values), _CHUNK)
+    return math.fsum(
+        float(np.square(values[start : start + _CHUNK], dtype=np.float64).sum()) for start in parts
     )
 
 

@@ -201,7 +201,13 @@ def _filters_of_nothing(
 
 
 def _meaning(source: Input) -> Meaning:
-    return adapter_method(source.adapter.method).implementation.meaning(source.adapter)
+    """Raises NotMergeable, which names the adapter."""
+    try:
+        return adapter_method(source.adapter.method).implementation.meaning(source.adapter)
+    except NotMergeable as error:
+        raise NotMergeable(
+            f"{source.name}: {error.message}", details=error.details, remedy=error.remedy
+        ) from error
 
 
 def _firsts(inputs: Sequence[Input]) -> list[int]:

@@ -66,13 +66,18 @@ class Rest:
 
 @dataclass(frozen=True)
 class Found:
-    """An adapter of what changed, and what became of every tensor. `changed`: how many did."""
+    """An adapter of what changed, and what became of every tensor. `changed`: how many did.
+
+    `composed`: of a LoRA. `elements`: of a sparse delta, and `error`: ‖Δ − kept‖ / ‖Δ‖.
+    """
 
     adapter: Adapter
     saved: tuple[str, ...]
     dropped: tuple[str, ...]
     changed: int
     composed: tuple[Composed, ...] = ()
+    elements: int | None = None
+    error: float | None = None
 
 
 def settle_rest(pairs: Sequence[Pair], wanted: Wanted, progress: Progress) -> Rest:

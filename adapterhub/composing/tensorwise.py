@@ -167,7 +167,7 @@ def _refuse_missing(
         raise NotMergeable(
             "these adapters do not have the same tensors, and nothing tells what stands for those "
             "that are missing",
-            details=missing[:20],
+            details=missing,
             remedy="compose adapters that were trained with one config",
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from composing_building import lora
+from composing_building import SIZES, lora
 from safetensors.numpy import load_file, save_file
 from test_compose_cli import run
 
@@ -137,3 +137,29 @@ def test_show_names_the_adapters_that_went_in(tmp_path: Path) -> None:
     run(home, "resize", "ner", "--rank", 2, "--name", "small")
     shown = run(home, "show", "small")
     assert re.search(r"made by +resize of ner@sha256:[0-9a-f]{12}; rank: 2\n", shown)
+
+
+def test_an_adapter_that_cannot_be_read_as_a_sum_is_named(tmp_path: Path) -> None:
+    a, home = lora(tmp_path / "a", 1, init_lora_weights="pissa"), tmp_path / "home"
+    said = run(home, "compose", lora(tmp_path / "b", 2), a, "--name", "x", code=1)
+    assert f"error: {a}: init_lora_weights is 'pissa'" in said
+    said = run(home, "resize", a, "--rank", 1, "--name", "x", code=1)
+    assert f"there is no LoRA of {a}: init_lora_weights is 'pissa'" in said
+    assert "or merge it into the changed base" in said  # which resize has no option for
+
+
+def test_all_modules_that_are_refused_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = [f"model.layers.{n}.self_attn.q_proj" for n in range(30)]
+    for module in modules:
+        monkeypatch.setitem(SIZES, module, (4, 8))
+    path = lora(tmp_path / "a", 1, modules, use_dora=True)
+    file = path / "adapter_model.safetensors"
+    magnitudes = {
+        f"base_model.model.{module}.lora_magnitude_vector": np.ones(4, np.float32)
+        for module in modules
+    }
+    save_file({**load_file(file), **magnitudes}, file, {"format": "pt"})
+    said = run(tmp_path / "home", "resize", path, "--rank", 1, "--name", "x", code=1)
+    assert "model.layers.*.self_attn.q_proj (30 of them)" in said
