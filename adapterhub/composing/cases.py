@@ -17,6 +17,7 @@ class Case:
     value: Any
 
     def holds(self, name: str) -> bool:
+        """Whether it is meant for the module `name`."""
         if self.filter is None:
             return True
         if any(sign in self.filter for sign in "*?["):
@@ -31,9 +32,11 @@ class Cases:
     cases: tuple[Case, ...]
 
     def of(self, name: str, default: Any = None) -> Any:
+        """The value for the module `name`; `default` where no case holds."""
         return next((case.value for case in self.cases if case.holds(name)), default)
 
     def to_list(self) -> list[dict[str, Any]]:
+        """As a recipe has it."""
         return [
             {"value": case.value} if case.filter is None else dict(case.__dict__)
             for case in self.cases

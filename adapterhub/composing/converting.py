@@ -43,7 +43,6 @@ from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, shown
 
 # Methods whose change may be of any parameter: only the base tells what a module is.
 _OF_ANYTHING = ("diff_pruning", "fishmask", "intrinsic_said")
-_ROLES = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,8 @@ def _site(naming: Naming | None, part: Delta) -> Site:
                 f"{list(there)}"
             )
         shape = there
-    if naming is not None and naming.kind(part.module) == "Embedding":
-        roles = ("lora_embedding_A", "lora_embedding_B")
-        return Site(part.module, None, "embedding", (shape[1], shape[0]), (), 0, roles, ())
-    sides = (shape[0], math.prod(shape[1:]))
-    return Site(part.module, None, "linear", sides, shape[2:], 0, _ROLES, ())
+    embedding = naming is not None and naming.kind(part.module) == "Embedding"
+    return sites.of_weight(part.module, shape, embedding=embedding)
 
 
 def _changed(source: Input, naming: Naming | None, part: Delta) -> Replacement:
@@ -177,9 +173,7 @@ def _bias_alone(naming: Naming | None, part: BiasDelta) -> Addition:
             f"{shown(part.module)}: only its bias changes, and a LoRA adds to it beside a weight",
             remedy="give the base: --base BASE",
         )
-    shape = weight_shape(naming, part.module)
-    sides = (shape[0], math.prod(shape[1:]))
-    return Addition(Site(part.module, None, "linear", sides, shape[2:], 0, _ROLES, ()))
+    return Addition(sites.of_weight(part.module, weight_shape(naming, part.module)))
 
 
 def _with_biases(found: list[Addition], biases: Mapping[str, BiasDelta]) -> Iterator[Addition]:
@@ -193,14 +187,14 @@ def _with_biases(found: list[Addition], biases: Mapping[str, BiasDelta]) -> Iter
 def _factored(adapter: Adapter, part: Part) -> Part:
     """In the place of a dense change that is a product of few factors, those; as LoRA has them."""
     if isinstance(part, LowRank) and adapter.method != "lora":
-        return replace(part, roles=_ROLES)
+        return replace(part, roles=sites.ROLES)
     if not isinstance(part, Delta) or adapter.method not in ("loha", "lokr"):
         return part
     roles = {role: adapter.modules[part.module][role] for role in part.roles}
     pair = _loha(roles) if adapter.method == "loha" else _lokr(roles)
     if pair is None or pair[0].shape[0] > min(pair[0].shape[1], pair[1].shape[0]):
         return part
-    return LowRank(part.module, *pair, part.scale, "linear", _ROLES)
+    return LowRank(part.module, *pair, part.scale, "linear", sites.ROLES)
 
 
 def _loha(roles: Roles) -> tuple[Tensor, Tensor] | None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from adapterhub.composing.cases import Cases, checked, of, unused
-from adapterhub.composing.factored import check_rank
+from adapterhub.composing.factored import check_energy, check_rank
 from adapterhub.composing.inputs import Input, cancels, check_bases
 from adapterhub.composing.methods import Method
 from adapterhub.composing.sites import Site, Term, refuse_spellings, sites
@@ -45,16 +45,11 @@ class Options:
 
     def __post_init__(self) -> None:
         checked(self.rank, check_rank)
-        checked(self.energy, _energy)
+        checked(self.energy, check_energy)
         for weight in self.weights.values():
             checked(weight, _weight)
         if not 0 <= self.seed < 1 << 64:
             raise InvalidOption(f"seed {self.seed}", remedy="a seed is from 0 to 2⁶⁴ - 1")
-
-
-def _energy(energy: float | None) -> None:
-    if energy is not None and not 0 < energy <= 1:
-        raise InvalidOption(f"energy {energy}", remedy="a share is above 0, at most 1")
 
 
 def _weight(weight: float) -> None:
@@ -220,7 +215,7 @@ def _firsts(inputs: Sequence[Input]) -> list[int]:
 def _settled(row: Method, site: Site, weights: Sequence[float], firsts: Sequence[int]) -> Site:
     """Terms with the weights that count; of a sum, those of one adapter given twice are one."""
     terms = [replace(term, weight=weights[term.number]) for term in site.terms]
-    if row.function != "total":
+    if not row.adds_up:
         return replace(site, terms=tuple(terms))
     merged: dict[int, Term] = {}
     for term in terms:
@@ -241,7 +236,7 @@ def _refuse_dora(
         len(site.terms) == 1 and site.terms[0].weight == 1 and site.terms[0].part.magnitude
         for site in found
     )
-    if alone and row.function == "total" and not _is_cut(row, options):
+    if alone and row.adds_up and not _is_cut(row, options):
         return
     names = sorted({inputs[t.number].name for s in of_dora for t in s.terms if t.part.magnitude})
     raise NotMergeable(

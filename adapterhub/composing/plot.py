@@ -150,6 +150,7 @@ def _short(tail: str, tails: Sequence[str]) -> str:
 
 
 def draw(found: Comparison) -> Figure:
+    """Both pictures side by side; needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

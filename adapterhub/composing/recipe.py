@@ -125,6 +125,21 @@ def _parameters(found: Mapping[str, Any], what: str) -> dict[str, Any]:
 def _document(data: bytes, what: str) -> object:
     import yaml
 
+    try:
+        text = data.decode("utf-8")
+        if why := trick(text):
+            raise SchemaError(f"{what} {why}", remedy="write it plainly")
+        return yaml.load(text, _loader())
+    except (yaml.YAMLError, ValueError) as error:
+        is_form = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        raise SchemaError(
+            f"{what} is not valid YAML: {_where(error)}", remedy=_SPACES if is_form else ""
+        ) from error
+
+
+def _loader() -> Any:
+    import yaml
+
     class Loader(yaml.SafeLoader):
         """Refuses a key that stands twice, of which YAML would silently take the last, and numbers
         that are not what they look like: 010 is 8 to YAML, 1:20 is 80, and 1e-3 a text."""
@@ -153,16 +168,7 @@ def _document(data: bytes, what: str) -> object:
     for kind in ("int", "float"):
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
-    try:
-        text = data.decode("utf-8")
-        if why := trick(text):
-            raise SchemaError(f"{what} {why}", remedy="write it plainly")
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        is_form = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
-        raise SchemaError(
-            f"{what} is not valid YAML: {_where(error)}", remedy=_SPACES if is_form else ""
-        ) from error
+    return Loader
 
 
 def _where(error: Exception) -> str:
@@ -223,6 +229,7 @@ def _chosen(whole: Any, inputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def to_yaml(recipe: Mapping[str, Any]) -> str:
+    """The text of a recipe, which `read` takes."""
     import yaml
 
     text: str = yaml.safe_dump(

@@ -15,23 +15,11 @@ from adapterhub.composing.cases import plain
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.run import Composed
-from adapterhub.composing.writing import Artefact, check_out
+from adapterhub.composing.writing import Artefact
 from adapterhub.registry import manifests
 from adapterhub.registry.experts import swapped_in_and_out
 
 _LOSS = 1e-3  # of the norm: less is the rounding of factors
-__all__ = [
-    "ModuleReport",
-    "Report",
-    "adapter_of",
-    "artefact",
-    "check_out",
-    "lineage",
-    "report",
-    "total_error",
-    "write",
-    "write_into",
-]
 
 
 @dataclass(frozen=True)
@@ -42,6 +30,10 @@ class ModuleReport:
     inputs: int
     rank: int
     error: float | None
+
+    @classmethod
+    def of(cls, one: Composed, *, inputs: int) -> ModuleReport:
+        return cls(one.site.name, inputs, one.rank, one.cut.error if one.cut else None)
 
 
 @dataclass(frozen=True)
@@ -159,6 +151,7 @@ def _input(source: Input) -> dict[str, Any]:
 
 
 def report(plan: Plan, composed: Sequence[Composed]) -> Report:
+    """What was made of what; `composed` may be () where nothing has factors."""
     weights = plain({str(n): weight for n, weight in plan.options.weights.items()})
     error = total_error(composed)
     return Report(
@@ -168,12 +161,7 @@ def report(plan: Plan, composed: Sequence[Composed]) -> Report:
             for n, i in enumerate(plan.inputs)
         ],
         parameters=plain(plan.parameters),
-        modules=[
-            ModuleReport(
-                one.site.name, len(one.site.terms), one.rank, one.cut.error if one.cut else None
-            )
-            for one in composed
-        ],
+        modules=[ModuleReport.of(one, inputs=len(one.site.terms)) for one in composed],
         saved=[f"{module}.{role.removeprefix(REPLACE)}" for module, role in plan.wholes.tensors],
         error=error,
         reproducible=plan.exact,
@@ -207,11 +195,6 @@ def artefact(plan: Plan, adapter: Adapter) -> Artefact:
 def write(plan: Plan, adapter: Adapter, out: Path) -> None:
     """See `writing.write`."""
     writing.write(artefact(plan, adapter), out)
-
-
-def write_into(plan: Plan, adapter: Adapter, directory: Path) -> None:
-    """See `writing.write_into`."""
-    writing.write_into(artefact(plan, adapter), directory)
 
 
 def _base_record(plan: Plan) -> manifests.BaseRecord:

@@ -244,8 +244,6 @@ _ROWS = (
         "Tokens of prompts in a row",
         None,
         "tensors",
-        "tensorwise",
-        "combine",
         exact=True,
     ),
     *_SHARED,

@@ -16,6 +16,7 @@ from adapterhub.composing.recipe import Recipe
 from adapterhub.composing.result import Report, adapter_of, artefact, report
 from adapterhub.composing.run import run
 from adapterhub.composing.wholes import AVERAGE, REFUSE
+from adapterhub.composing.window import Progress
 from adapterhub.composing.writing import check_target, deliver
 from adapterhub.digest import is_digest
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
@@ -23,7 +24,6 @@ from adapterhub.registry import Registry
 from adapterhub.registry.opening import opened
 
 AdapterSpec = str | Path | tuple[str | Path, float]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)

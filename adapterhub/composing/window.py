@@ -15,6 +15,7 @@ from adapterhub.composing.stopping import until
 from adapterhub.errors import NotSupported
 from adapterhub.tensorfile import usable_cores
 
+Progress = Callable[[int], None]  # is told how many are done
 HELD_BYTES = 512 << 20  # of dense matrices at a time, where one does not need more
 Item = TypeVar("Item")
 Result = TypeVar("Result")
