@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 WIDE = 10  # adapters; a matrix of more is too wide to read
 FEW = 10  # modules and pairs that are shown unless all are asked for
-NAME = 44  # characters of a module's path
-_FIGURES = ("cosine", "signs differ", "overlap of B", "of A")
+NAME = 44  # characters of an adapter's name
+MODULE = 36  # and of a module's path, where the terminal has the room
+_FIGURES = ("cosine", "signs differ", "overlap B", "and A")
 
 
 @click.command()
@@ -88,14 +89,15 @@ def _of(adapter: Any) -> str | None:
 
 
 def _print_pairs(found: Comparison) -> None:
-    """The most alike of many, and what speaks against one base."""
+    """Of many those with most in common, and what speaks against one base."""
     ordered = list(zip(found.pairs, found.bases, strict=True))
+    click.echo()
     if len(ordered) > FEW:
         ordered.sort(key=lambda each: -abs(each[0].cosine or 0.0))
-    click.echo()
-    title = "pair" if len(ordered) <= FEW else f"pair ({FEW} of {len(ordered)})"
+        count = len(ordered)
+        click.echo(f"the {FEW} pairs of {count} whose cosine is farthest from 0; --json has all")
     output.print_table(
-        (title, *_FIGURES, "modules", "base"),
+        ("pair", *_FIGURES, "modules", "base"),
         [(_pair(met), *_figures(met), met.modules, b.relation) for met, b in ordered[:FEW]],
         right=(*_FIGURES, "modules"),
     )
@@ -115,7 +117,7 @@ def _print_notes(found: Comparison) -> None:
     if notes:
         click.echo()
     for note in notes[:FEW]:
-        click.echo(f"• {output.clean(note)}")
+        click.echo(f"• {output.for_people(note)}")
     if len(notes) > FEW:
         click.echo(f"• and {len(notes) - FEW} more: --json")
 
@@ -140,18 +142,28 @@ def _print_modules(found: Comparison, all_of_them: bool) -> None:
     if not shared:
         click.echo("\nno module is changed by two of them")
         return
-    title = "modules, each with the pair that is least alike in it"
+    several = len(found.adapters) > 2
+    title = "modules" + (", each with the pair that is least alike in it" if several else "")
     if not all_of_them:
         shared.sort(key=lambda one: _lowest(one)[0])
         more = f" of {len(shared)}; --layers lists all" if len(shared) > FEW else ""
         title = f"least alike: {min(FEW, len(shared))} modules{more}"
         shared = shared[:FEW]
     click.echo(f"\n{title}")
+    columns = ("pair", *_FIGURES, "norms")[0 if several else 1 :]
+    rows = [_row(one)[-len(columns) :] for one in shared]
+    room = _room([columns, *rows])
     output.print_table(
-        ("module", "pair", *_FIGURES, "norms"),
-        [_row(one) for one in shared],
+        ("module", *columns),
+        [(_tail(one.module, room), *row) for one, row in zip(shared, rows, strict=True)],
         right=_FIGURES,
     )
+
+
+def _room(rows: Sequence[Sequence[str]]) -> int:
+    """Characters that the other columns leave to a module's path."""
+    others = sum(2 + max(map(len, column)) for column in zip(*rows, strict=True))
+    return max(MODULE // 2, min(MODULE, output.columns() - others))
 
 
 def _lowest(one: ModuleComparison) -> tuple[float, Met]:
@@ -165,7 +177,7 @@ def _lowest(one: ModuleComparison) -> tuple[float, Met]:
 def _row(one: ModuleComparison) -> tuple[str, ...]:
     met = _lowest(one)[1]
     norms = " ".join(f"{one.norms[number] or 0.0:.2g}" for number in met.pair)
-    return _tail(one.module, NAME - 8), _pair(met), *_figures(met), norms
+    return _pair(met), *_figures(met), norms
 
 
 def _pair(met: Met) -> str:

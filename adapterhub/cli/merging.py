@@ -100,7 +100,9 @@ def split_weight(text: str) -> tuple[str, float]:
         return name, float(weight)
     if "/" in text or "\\" in text or Path(text).exists():
         return text, 1.0
-    raise click.UsageError(f"the weight of {name} is {weight!r}: a number is needed, as in a=0.5")
+    raise click.UsageError(
+        f"the weight of {name} is {weight!r}: a number is needed, as in {name}=0.5"
+    )
 
 
 def _print_plan(plan: MergePlan, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from adapterhub.composing.extracting import Extracted, Extraction, extract
 from adapterhub.composing.inputs import Input, input_of
 from adapterhub.composing.plan import Options, Plan, plan
 from adapterhub.composing.resizing import Resized, resize
-from adapterhub.composing.result import Report, adapter_of, report, write, write_into
+from adapterhub.composing.result import Report, adapter_of, report, write
 from adapterhub.composing.run import Composed, run
 from adapterhub.composing.verbs import Composition, compose
 
@@ -33,5 +33,4 @@ __all__ = [
     "resize",
     "run",
     "write",
-    "write_into",
 ]

@@ -35,18 +35,22 @@ def linear(deltas: Sequence[Delta], given: Given) -> Made:
 
 
 def ties(deltas: Sequence[Delta], given: Given) -> Made:
+    """TIES (https://arxiv.org/abs/2306.01708) of all A, and of all B."""
     return _on_sides(deltas, given, _keep_largest, _elect)
 
 
 def dare_linear(deltas: Sequence[Delta], given: Given) -> Made:
+    """DARE (https://arxiv.org/abs/2311.03099) of each A and each B, added up."""
     return _on_sides(deltas, given, _keep_some, _add)
 
 
 def dare_ties(deltas: Sequence[Delta], given: Given) -> Made:
+    """DARE of each A and each B, added up by the signs that TIES elects."""
     return _on_sides(deltas, given, _keep_some, _elect)
 
 
 def magnitude_prune(deltas: Sequence[Delta], given: Given) -> Made:
+    """The largest elements of each A and each B, added up."""
     return _on_sides(deltas, given, _keep_largest, _add)
 
 
@@ -63,18 +67,22 @@ def _on_sides(deltas: Sequence[Delta], given: Given, prune: Prune | None, join: 
 
 
 def ties_svd(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
+    """TIES (https://arxiv.org/abs/2306.01708): the largest elements, by elected signs."""
     return _joined(deltas, weights, given, _keep_largest, _elect, 0)
 
 
 def dare_linear_svd(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
+    """DARE (https://arxiv.org/abs/2311.03099): some elements by chance, added up."""
     return _joined(deltas, weights, given, _keep_some, _add, 0)
 
 
 def dare_ties_svd(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
+    """Some elements by chance, as DARE, added up by the signs that TIES elects."""
     return _joined(deltas, weights, given, _keep_some, _elect, 0)
 
 
 def magnitude_prune_svd(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
+    """The largest elements, added up."""
     return _joined(deltas, weights, given, _keep_largest, _add, 0)
 
 

@@ -55,7 +55,16 @@ def lora(parts: Parts) -> Adapter:
     )
 
 
+def by_module(tensors: Mapping[tuple[str, str], Tensor]) -> dict[str, dict[str, Tensor]]:
+    """(module, role) → a tensor, as an Adapter has them: module → role → tensor."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for (module, role), tensor in tensors.items():
+        modules.setdefault(module, {})[role] = tensor
+    return modules
+
+
 def magnitude(one: Composed) -> Tensor | None:
+    """DoRA's, of a site that one adapter alone adds to and that is as it was."""
     terms = one.site.terms
     return terms[0].part.magnitude if len(terms) == 1 else None
 

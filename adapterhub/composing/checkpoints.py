@@ -58,6 +58,11 @@ class Pair:
         """(out, in, *kernel), as the formula has it."""
         return self.new.shape[::-1] if self.transposed else self.new.shape
 
+    @property
+    def nbytes(self) -> int:
+        """Of both tensors."""
+        return self.new.nbytes + (self.old.nbytes if self.old else 0)
+
     def delta(self) -> Matrix | None:
         """new − old in fp32, as it is stored; None where they have the same values.
 
@@ -178,7 +183,7 @@ class Checkpoints:
         if wrong:
             raise BaseMismatch(
                 f"{self.tuned.path} is not fine-tuned from the base {self.base.path}: their "
-                f"structures differ in {len(wrong)} places",
+                "structures differ",
                 details=wrong,
                 remedy="give the base that it was fine-tuned from",
             )
@@ -278,4 +283,5 @@ def _name(module: str, parameter: str) -> str:
 
 
 def checkpoints(base: Base, tuned: Base) -> Checkpoints:
+    """The two, with the tensors that each shares under all their names."""
     return Checkpoints(base.in_memory(base.model_class), tuned.in_memory(tuned.model_class))

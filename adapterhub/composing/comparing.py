@@ -17,7 +17,7 @@ from adapterhub.composing.comparison import Bases, Compared, Comparison, Measure
 from adapterhub.composing.figures import Delta, Meeting, Signs, meet, sampled, signs
 from adapterhub.composing.inputs import Input, compared_bases, input_of
 from adapterhub.composing.meeting import Place, places
-from adapterhub.composing.window import in_order
+from adapterhub.composing.window import Progress, in_order
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.methods import (
@@ -39,7 +39,6 @@ from adapterhub.registry.naming import Naming
 from adapterhub.registry.opening import opened
 from adapterhub.registry.shaped import settled
 
-Progress = Callable[[int], None]
 _NO_SUM = {
     Transform: "what it does to a weight is no sum",
     Replacement: "it is saved whole",

@@ -17,6 +17,7 @@ from adapterhub.composing.methods import Delta, Given, Made
 
 
 def total(deltas: Sequence[Delta], given: Given) -> Made:
+    """Σ wᵢ·sᵢ·Bᵢ·Aᵢ: b (out, Σ ranks) and a (Σ ranks, in), fp32, and one scale."""
     scale = _common(deltas)
     terms = [_weighted(delta, delta.weight * delta.scale / scale) for delta in deltas]
     return Made(stacked(terms), scale)

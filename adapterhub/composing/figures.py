@@ -85,6 +85,7 @@ class DenseDelta:
 
 
 def low_rank(factors: Factors) -> LowRankDelta:
+    """The delta b·a, decomposed. Raises NotMergeable for values that are NaN or infinite."""
     both = factors.double()
     found = svd(both)
     noise = _NOISE * np.sqrt(np.square(both.b).sum() * np.square(both.a).sum())

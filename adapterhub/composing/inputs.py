@@ -55,6 +55,7 @@ class Input:
 
 
 def input_of(loaded: Loaded, weight: float = 1.0) -> Input:
+    """What was loaded, with its weight. Raises InvalidOption for one that is not finite."""
     manifest = loaded.manifest or {}
     return Input(
         name=loaded.name,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adapterhub.composing.factored import Factors, Matrix, stacked
+from adapterhub.composing.factored import Factors, Matrix, finite, stacked
 from adapterhub.composing.figures import Delta as Known
 from adapterhub.composing.figures import DenseDelta, low_rank
 from adapterhub.composing.inputs import Input
@@ -71,12 +71,9 @@ class Addition:
         return DenseDelta(total, 1.0)
 
     def _values(self, part: Delta | BiasDelta) -> Matrix:
-        values = np.asarray(part.value.read(), np.float32)
-        if not np.isfinite(values).all():
-            raise NotMergeable(
-                f"{self.module} has a delta with values that are NaN or infinite",
-                remedy="this adapter diverged in training; take an earlier checkpoint",
-            )
+        values = finite(
+            np.asarray(part.value.read(), np.float32), f"{self.module} has a delta with"
+        )
         return values.reshape(self.form.shape)
 
 

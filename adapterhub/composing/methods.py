@@ -78,7 +78,7 @@ class OnDense(Protocol):
 @dataclass(frozen=True)
 class Method:
     """`kind`: what it works on; "tensors" is for adapters that have no factors, by `tensorwise`.
-    `function`: its name in the module `file` of this room.
+    `function`: its name in the module `file` of this room; "tensors" have none.
 
     `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
     few and how many adapters it takes. `averages`: the weights are divided by their sum.
@@ -92,8 +92,8 @@ class Method:
     title: str
     paper: str | None
     kind: Literal["factors", "dense", "tensors"]
-    file: str
-    function: str
+    file: str = ""
+    function: str = ""
     parameters: tuple[Parameter, ...] = ()
     exact: bool = False
     averages: bool = False
@@ -104,6 +104,11 @@ class Method:
     check: str = ""
     biases: bool = True
     note: str = field(default="")
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the result is the sum of the weighted deltas, of whatever kind they are."""
+        return self.function == "total"
 
     @property
     def apply(self) -> Any:
@@ -117,9 +122,10 @@ class Method:
         """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""
         known = {parameter.name: parameter for parameter in self.parameters}
         if unknown := sorted(given.keys() - known.keys()):
-            has = ", ".join(known) or "none"
+            has = ", ".join(known)
             raise InvalidOption(
-                f"{self.name} has no parameter {unknown[0]!r}", remedy=f"its parameters: {has}"
+                f"{self.name} has no parameter {unknown[0]!r}",
+                remedy=f"its parameters: {has}" if has else "leave it away: it has none",
             )
         return {
             name: checked(given[name], parameter.check) if name in given else parameter.default
@@ -132,6 +138,7 @@ class Method:
             self._named(self.check)(settings, weights)
 
     def check_count(self, count: int) -> None:
+        """Raises InvalidOption for fewer or more adapters than it takes."""
         few, many = self.inputs
         if count < few or (many is not None and count > many):
             wanted = (

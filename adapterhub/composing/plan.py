@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from adapterhub.composing.cases import Cases, checked, of
-from adapterhub.composing.factored import check_rank
+from adapterhub.composing.cases import Cases, checked, of, unused
+from adapterhub.composing.factored import check_energy, check_rank
 from adapterhub.composing.inputs import Input, cancels, check_bases
 from adapterhub.composing.methods import Method
 from adapterhub.composing.sites import Site, Term, refuse_spellings, sites
@@ -45,16 +45,11 @@ class Options:
 
     def __post_init__(self) -> None:
         checked(self.rank, check_rank)
-        checked(self.energy, _energy)
+        checked(self.energy, check_energy)
         for weight in self.weights.values():
             checked(weight, _weight)
         if not 0 <= self.seed < 1 << 64:
             raise InvalidOption(f"seed {self.seed}", remedy="a seed is from 0 to 2⁶⁴ - 1")
-
-
-def _energy(energy: float | None) -> None:
-    if energy is not None and not 0 < energy <= 1:
-        raise InvalidOption(f"energy {energy}", remedy="a share is above 0, at most 1")
 
 
 def _weight(weight: float) -> None:
@@ -130,7 +125,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
         sites=tuple(settled),
         biases=biases,
         wholes=wholes(inputs, weights, meanings, options.whole),
-        notes=tuple(notes),
+        notes=(*notes, *_filters_of_nothing(parameters, options, settled)),
     )
     for site in settled:
         row.check_together(made.settings(site), made.weights_of(site))
@@ -192,8 +187,22 @@ def _weights(row: Method, given: Sequence[float]) -> tuple[float, ...]:
     return tuple(weight / total for weight in weights)
 
 
+def _filters_of_nothing(
+    parameters: Mapping[str, Any], options: Options, found: Sequence[Site]
+) -> list[str]:
+    values = (*parameters.values(), *options.weights.values(), options.rank, options.energy)
+    idle = unused(values, [site.name for site in found])
+    return [f"the filter {filter!r} holds for no module" for filter in idle]
+
+
 def _meaning(source: Input) -> Meaning:
-    return adapter_method(source.adapter.method).implementation.meaning(source.adapter)
+    """Raises NotMergeable, which names the adapter."""
+    try:
+        return adapter_method(source.adapter.method).implementation.meaning(source.adapter)
+    except NotMergeable as error:
+        raise NotMergeable(
+            f"{source.name}: {error.message}", details=error.details, remedy=error.remedy
+        ) from error
 
 
 def _firsts(inputs: Sequence[Input]) -> list[int]:
@@ -206,7 +215,7 @@ def _firsts(inputs: Sequence[Input]) -> list[int]:
 def _settled(row: Method, site: Site, weights: Sequence[float], firsts: Sequence[int]) -> Site:
     """Terms with the weights that count; of a sum, those of one adapter given twice are one."""
     terms = [replace(term, weight=weights[term.number]) for term in site.terms]
-    if row.function != "total":
+    if not row.adds_up:
         return replace(site, terms=tuple(terms))
     merged: dict[int, Term] = {}
     for term in terms:
@@ -227,7 +236,7 @@ def _refuse_dora(
         len(site.terms) == 1 and site.terms[0].weight == 1 and site.terms[0].part.magnitude
         for site in found
     )
-    if alone and row.function == "total" and not _is_cut(row, options):
+    if alone and row.adds_up and not _is_cut(row, options):
         return
     names = sorted({inputs[t.number].name for s in of_dora for t in s.terms if t.part.magnitude})
     raise NotMergeable(

@@ -20,7 +20,7 @@ from adapterhub.base import Base
 from adapterhub.composing import sites
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.converting import Addition, Additive, additive
-from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, rank_for, svd
+from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, finite, rank_for, svd
 from adapterhub.composing.inputs import Input, input_of
 from adapterhub.composing.methods import Made
 from adapterhub.composing.result import ModuleReport, total_error
@@ -29,16 +29,15 @@ from adapterhub.composing.saving import saved_fields
 from adapterhub.composing.sizing import Sizing
 from adapterhub.composing.sketch import truncated
 from adapterhub.composing.wholes import REFUSE, wholes
-from adapterhub.composing.window import in_order
+from adapterhub.composing.window import Progress, in_order
 from adapterhub.composing.writing import Artefact, check_target, deliver
-from adapterhub.errors import AdapterHubError, NotMergeable, NotSupported
+from adapterhub.errors import AdapterHubError, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.methods import LowRank, is_exact
 from adapterhub.methods.computed import fp32
 from adapterhub.registry import Registry, manifests
 from adapterhub.registry.opening import opened
 
-Progress = Callable[[int], None]
 Result = TypeVar("Result")
 _KEPT = (  # of a LoRA's config, what resizing leaves alone
     *("bias", "fan_in_fan_out", "target_modules", "target_parameters", "modules_to_save"),
@@ -103,16 +102,13 @@ def resize(
         made = Artefact(
             _adapter(source, found, done), _record(source), _lineage(source, sizing, exact)
         )
-        version = deliver(made, name, out, reg, [source.digest or source.name])
+        version = deliver(made, name, out, reg, [source.name])
         return Resized(
             version=version,
             out=None if out is None else str(out),
             input=source.name,
             method=source.adapter.method,
-            modules=[
-                ModuleReport(one.site.name, 1, one.rank, one.cut.error if one.cut else None)
-                for one in done
-            ],
+            modules=[ModuleReport.of(one, inputs=1) for one in done],
             error=total_error(done),
             reproducible=exact,
             notes=_notes(done, sizing),
@@ -217,11 +213,7 @@ def _turn(each: Addition) -> int:
 
 def _finite(each: Addition, values: Matrix) -> Matrix:
     values *= np.float32(each.scale)
-    if not np.isfinite(values).all():
-        raise NotMergeable(
-            f"{each.site.name} has a change with values that are NaN or infinite",
-            remedy="this adapter diverged in training; take an earlier checkpoint",
-        )
+    finite(values, f"{each.site.name} has a change with")
     return values if _turn(each) == 1 else np.ascontiguousarray(values.T)
 
 

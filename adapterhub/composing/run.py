@@ -17,11 +17,10 @@ from adapterhub.composing.methods import Delta, Given, Made, Method
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.sites import Site
 from adapterhub.composing.sketch import truncated
-from adapterhub.composing.window import in_order
+from adapterhub.composing.window import Progress, in_order
 from adapterhub.errors import NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
 
-Progress = Callable[[int], None]
 # With one module that is larger, and all factors, the peak stays below its deltas plus 500 MB.
 MOST_HELD = 384 << 20
 

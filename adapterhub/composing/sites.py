@@ -13,7 +13,7 @@ from itertools import permutations
 
 import numpy as np
 
-from adapterhub.composing.factored import Factors, Matrix
+from adapterhub.composing.factored import Factors, Matrix, finite
 from adapterhub.composing.inputs import Input
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import LowRank, Meaning
@@ -21,6 +21,8 @@ from adapterhub.methods.lora_config import parse
 from adapterhub.methods.meaning import Layout
 from adapterhub.registry.experts import swapped_in_and_out
 from adapterhub.tensorfile import Tensor, shown
+
+ROLES = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,17 @@ def refuse_spellings(inputs: Sequence[Input], found: Sequence[Site]) -> None:
     )
 
 
+def of_weight(module: str, shape: tuple[int, ...], *, embedding: bool = False) -> Site:
+    """A site that no factors are for yet. `shape`: that of the weight, (out, in, *kernel), or of
+    an embedding (tokens, width), whose delta is the transpose."""
+    if embedding:
+        tokens, width = shape
+        roles = ("lora_embedding_A", "lora_embedding_B")
+        return Site(module, None, "embedding", (width, tokens), (), 0, roles, ())
+    sides = (shape[0], math.prod(shape[1:]))
+    return Site(module, None, "linear", sides, shape[2:], 0, ROLES, ())
+
+
 def _rank(source: Input, part: LowRank) -> int:
     if part.layout != "experts":
         return part.a.shape[0]
@@ -205,12 +218,7 @@ def read(term: Term) -> Iterator[Factors]:
 def _finite(term: Term, tensor: Tensor) -> Matrix:
     with np.errstate(over="ignore", invalid="ignore"):
         values = np.asarray(tensor.read(), np.float32)
-    if not np.isfinite(values).all():
-        raise NotMergeable(
-            f"{term.part.module} has a factor with values that are NaN or infinite",
-            remedy="this adapter diverged in training; take an earlier checkpoint",
-        )
-    return values
+    return finite(values, f"{term.part.module} has a factor with")
 
 
 def spelled(site: Site, matrices: Sequence[Factors]) -> tuple[Matrix, Matrix]:

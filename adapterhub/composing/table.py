@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -33,7 +34,7 @@ def _normalize(default: bool) -> Parameter:
 
 
 def _rescale(default: bool) -> Parameter:
-    return Parameter("rescale", default, "make up for what was dropped")
+    return Parameter("rescale", default, "make up for what is dropped")
 
 
 def _elementwise(
@@ -84,7 +85,7 @@ def _as_peft(
 _SHARED = (
     Method(
         "knots_ties",
-        "TIES in a shared basis (KnOTS)",
+        "TIES in KnOTS' shared basis",
         _ARXIV + "2410.19735",
         "factors",
         "subspaces",
@@ -94,7 +95,7 @@ _SHARED = (
     ),
     Method(
         "knots_dare",
-        "DARE-TIES in a shared basis (KnOTS)",
+        "DARE-TIES in KnOTS' shared basis",
         _ARXIV + "2410.19735",
         "factors",
         "subspaces",
@@ -123,12 +124,12 @@ _SHARED = (
     ),
     Method(
         "iso_c",
-        "All singular values of the sum alike (Iso-C)",
+        "Equal singular values (Iso-C)",
         _ARXIV + "2502.04959",
         "factors",
         "subspaces",
         "iso_c",
-        note="a truncation of it is arbitrary: no direction is larger than another",
+        note="truncating it is arbitrary: no direction is larger",
     ),
 )
 _PEFT = (
@@ -141,12 +142,12 @@ _PEFT = (
         "linear",
         exact=True,
         equal_ranks=True,
-        note="the product has cross terms: far from the sum of the deltas",
+        note="has cross terms: far from the sum of the deltas",
     ),
     Method("peft_cat", "Concatenation, as PEFT", None, "factors", "exact", "total", exact=True),
     Method(
         "peft_svd",
-        "Sum, truncated to the largest rank, as PEFT",
+        "Sum at the largest rank, as PEFT",
         None,
         "factors",
         "exact",
@@ -155,8 +156,8 @@ _PEFT = (
     ),
     *_as_peft("ties", "TIES", "2306.01708", elects=True, seeded=False),
     *_as_peft("dare_linear", "DARE", "2311.03099", elects=False, seeded=True),
-    *_as_peft("dare_ties", "DARE and TIES", "2311.03099", elects=True, seeded=True),
-    *_as_peft("magnitude_prune", "Largest elements", "2306.01708", elects=False, seeded=False),
+    *_as_peft("dare_ties", "DARE-TIES", "2311.03099", elects=True, seeded=True),
+    *_as_peft("magnitude_prune", "Pruning", "2306.01708", elects=False, seeded=False),
 )
 
 _ELEMENTWISE = (
@@ -243,8 +244,6 @@ _ROWS = (
         "Tokens of prompts in a row",
         None,
         "tensors",
-        "tensorwise",
-        "combine",
         exact=True,
     ),
     *_SHARED,
@@ -257,7 +256,17 @@ TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
 def method(name: str) -> Method:
     """The row of a method. Raises InvalidOption, with the nearest names."""
     if name not in TABLE:
-        near = get_close_matches(name, TABLE, n=3, cutoff=0.4)
-        known = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(TABLE)}"
-        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=known)
+        near = _nearest(name.lower())
+        known = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InvalidOption(
+            f"there is no method {name!r} to compose with",
+            remedy=f"{known}adapterhub compose --methods lists them",
+        )
     return TABLE[name]
+
+
+def _nearest(name: str) -> list[str]:
+    """Those with all words of `name` (svd: peft_svd), then those that are spelled alike."""
+    words = set(re.split(r"[^a-z]+", name)) - {""}
+    having = [known for known in TABLE if words and words <= set(known.split("_"))]
+    return list(dict.fromkeys([*having, *get_close_matches(name, TABLE, n=3)]))[:3]

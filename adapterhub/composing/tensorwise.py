@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from adapterhub.adapter import REPLACE, Adapter
-from adapterhub.composing.factored import Matrix
+from adapterhub.composing.building import by_module
+from adapterhub.composing.factored import Matrix, finite
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import AS_LORA, Options, Plan, checked_request
 from adapterhub.composing.wholes import Wholes, wholes
@@ -167,7 +168,7 @@ def _refuse_missing(
         raise NotMergeable(
             "these adapters do not have the same tensors, and nothing tells what stands for those "
             "that are missing",
-            details=missing[:20],
+            details=missing,
             remedy="compose adapters that were trained with one config",
         )
 
@@ -183,13 +184,7 @@ def _refuse_shape(
 
 
 def _value(source: Input, place: Place, tensor: Tensor) -> Matrix:
-    values: Matrix = np.asarray(tensor.read(), np.float64)
-    if not np.isfinite(values).all():
-        raise NotMergeable(
-            f"{source.name}: {_named(place)} has values that are NaN or infinite",
-            remedy="this adapter diverged in training; take an earlier checkpoint",
-        )
-    return values
+    return finite(np.asarray(tensor.read(), np.float64), f"{source.name}: {_named(place)} has")
 
 
 def _rounded(place: Place, values: Matrix) -> ArrayTensor:
@@ -307,9 +302,6 @@ def _tokens(source: Input, tensor: Tensor) -> int:
 def _adapter(
     inputs: Sequence[Input], made: Tensors, config: Mapping[str, Any], heads: Wholes
 ) -> Adapter:
-    modules: dict[str, dict[str, Tensor]] = {}
-    for (module, role), tensor in {**made, **heads.tensors}.items():
-        modules.setdefault(module, {})[role] = tensor
     first = inputs[0].adapter
     lists = {
         field: _listed(inputs, field)
@@ -319,7 +311,7 @@ def _adapter(
     return replace(
         first,
         config={**config, **lists},
-        modules=modules,
+        modules=by_module({**made, **heads.tensors}),
         task=heads.task,
         labels=heads.labels,
     )

@@ -16,6 +16,7 @@ from adapterhub.composing.recipe import Recipe
 from adapterhub.composing.result import Report, adapter_of, artefact, report
 from adapterhub.composing.run import run
 from adapterhub.composing.wholes import AVERAGE, REFUSE
+from adapterhub.composing.window import Progress
 from adapterhub.composing.writing import check_target, deliver
 from adapterhub.digest import is_digest
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
@@ -23,7 +24,6 @@ from adapterhub.registry import Registry
 from adapterhub.registry.opening import opened
 
 AdapterSpec = str | Path | tuple[str | Path, float]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def compose(
         else:
             planned, made = tensorwise.composed(inputs, options)
             told = report(planned, ())
-        sources = [each.digest or each.name for each in inputs]
-        version = deliver(artefact(planned, made), name, out, reg, sources)
+        names = [each.name for each in inputs]
+        version = deliver(artefact(planned, made), name, out, reg, names)
         return Composition(version, None if out is None else str(out), told)
 
 

@@ -71,11 +71,11 @@ def deliver(
     name: str | None,
     out: str | Path | None,
     registry: Registry,
-    sources: Sequence[str],
+    inputs: Sequence[str],
 ) -> str | None:
     """Into `out`, or as the new version of `name`, which is returned: `name@sha256:…`.
 
-    `sources`: the inputs, for the version's origin.
+    `inputs`: what they are called here, for the version's origin; its lineage has their digests.
     """
     if out is not None:
         write(made, Path(out))
@@ -86,7 +86,7 @@ def deliver(
             write_into(made, directory)
         except OSError as error:
             raise _cannot(directory, error) from error
-        origin = {"operation": operation, "inputs": list(sources)}
+        origin = {"operation": operation, "inputs": list(inputs)}
         return registry.add(directory, name=str(name), origin=origin).version
 
 

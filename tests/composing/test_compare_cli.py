@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from composing_building import SIZES, Q, V, lora
 from safetensors.numpy import load_file, save_file
 from test_compose_cli import run
 
-from adapterhub.cli import comparing
+from adapterhub.cli import comparing, output
 from adapterhub.composing import plot
 from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
 from adapterhub.errors import MissingExtra
@@ -49,6 +50,35 @@ def test_the_matrix_of_three(tmp_path: Path, three: list[Path]) -> None:
     assert lines[1].split() == ["1", "2", "3"]
     assert lines[2].split()[:2] == ["1", "1.000"]
     assert "2–3" in said
+
+
+def test_tables_fit_a_terminal_of_80_columns(
+    tmp_path: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path keeps its end, whole parts of it, and no line is broken."""
+    monkeypatch.setattr(output, "columns", lambda: 80)
+    for adapters in (three[:2], three):
+        said = run(tmp_path / "home", "compare", *adapters)
+        table = said[said.index("least alike") :].splitlines()[1:]
+        assert max(map(len, table)) <= 80
+        assert all(re.match(r"…?(\w+\.)*(\d+\.)?self_attn\.[qv]_proj ", row) for row in table[1:])
+        assert ("pair" in table[0]) is (len(adapters) > 2)  # of two there is one pair
+
+
+def test_notes_name_versions_briefly(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for number, base in enumerate(("owner/base", "owner/other")):
+        one = lora(tmp_path / str(number), number, base_model_name_or_path=base)
+        run(home, "add", one, "--name", f"a{number}")
+    said = run(home, "compare", "a0", "a1")
+    assert re.search(r"bases: a0@sha256:[0-9a-f]{12} is for owner/base, a1@sha256:", said)
+
+
+def test_of_many_pairs_those_that_are_shown_are_explained(
+    tmp_path: Path, three: list[Path]
+) -> None:
+    said = run(tmp_path / "home", "compare", *three, *three)
+    assert "the 10 pairs of 15 whose cosine is farthest from 0; --json has all" in said
 
 
 def test_json_has_everything(tmp_path: Path, three: list[Path]) -> None:

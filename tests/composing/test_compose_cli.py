@@ -69,7 +69,7 @@ def test_methods_are_listed(tmp_path: Path) -> None:
 
 def test_the_list_of_methods_fits_a_page(tmp_path: Path) -> None:
     said = run(tmp_path, "compose", "--methods")
-    assert max(map(len, said.splitlines())) <= 100
+    assert max(map(len, said.splitlines())) <= 80
     for row in TABLE.values():
         assert row.name in said and row.title in said and row.note in said
         for parameter in row.parameters:

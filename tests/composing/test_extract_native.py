@@ -65,6 +65,9 @@ def test_sparse_takes_the_largest_changes(tmp_path: Path, share: float) -> None:
     changes = {name: (new[name] - old[name]) for name in old}
     sizes = np.sort(np.abs(np.concatenate([c.reshape(-1) for c in changes.values()])))[::-1]
     number = min(int(np.ceil(share * len(sizes))), int((sizes > 0).sum()))
+    squares = np.square(sizes, dtype=np.float64)
+    assert report.elements == number and report.error is not None
+    assert np.isclose(report.error, np.sqrt(squares[number:].sum() / squares.sum()), atol=1e-9)
     found = merged(base, tmp_path / "out", tmp_path / "merged")
     for name, change in changes.items():
         kept = np.abs(change) >= sizes[number - 1]

@@ -103,7 +103,7 @@ def test_cases_and_parameters_are_read(tmp_path: Path) -> None:
         ("!!python/object/apply:os.system [true]", "not valid YAML"),
         ("{" * 5000, "YAML|nested"),
         ("- " * 100_000, "larger than 64 KiB"),
-        ("\xff", "does not follow"),
+        ("\xff", "is no recipe"),
     ],
 )
 def test_what_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
