@@ -174,9 +174,16 @@ def _pair(met: Met) -> str:
 
 def _figures(met: Met) -> Iterator[str]:
     yield _figure(met.cosine)
-    yield "–" if met.sign_conflicts is None else _share(met.sign_conflicts)
+    yield _signs(met)
     yield _overlap(met.columns)
     yield _overlap(met.rows)
+
+
+def _signs(met: Met) -> str:
+    """Of the elements that both change, which of sparse deltas are few."""
+    if not met.both_change or met.sign_conflicts is None:
+        return "–"
+    return _share(met.sign_conflicts / met.both_change)
 
 
 def _overlap(found: Overlap | None) -> str:
