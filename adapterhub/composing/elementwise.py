@@ -14,6 +14,7 @@ expectation (mergekit's newer versions restore Σ|x|); at least one element rema
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from adapterhub.composing import blocks, masks
 from adapterhub.composing.elections import elected, weighted
 from adapterhub.composing.factored import Matrix
+from adapterhub.composing.inputs import cancels
 from adapterhub.composing.methods import Given
 from adapterhub.errors import InvalidOption
 
@@ -123,12 +125,14 @@ def check_della(settings: Mapping[str, Any], weights: Sequence[float]) -> None:
 
 
 def check_normalized(settings: Mapping[str, Any], weights: Sequence[float]) -> None:
-    """Raises InvalidOption where weights that add up to 0 are to be divided by their sum."""
-    if settings["normalize"] and sum(weights) == 0:
-        raise InvalidOption(
-            "the weights add up to 0 and cannot be normalized",
-            remedy="give other weights, or normalize=false",
-        )
+    """Raises InvalidOption where weights are to be divided by a sum of 0, or one that overflows."""
+    if not settings["normalize"]:
+        return
+    remedy = "give other weights, or normalize=false"
+    if not math.isfinite(sum(weights)):
+        raise InvalidOption("the weights are too large to be added up", remedy=remedy)
+    if cancels(weights):
+        raise InvalidOption("the weights add up to 0 and cannot be normalized", remedy=remedy)
 
 
 def _numbers(deltas: Sequence[Matrix], given: Given) -> Sequence[int]:

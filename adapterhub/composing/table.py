@@ -65,6 +65,7 @@ def _as_peft(
             exact=True,
             seeded=seeded,
             equal_ranks=True,
+            biases=not elects,
             note="A and B each by itself: far from the same on the deltas",
         ),
         Method(
@@ -77,6 +78,7 @@ def _as_peft(
             parameters,
             seeded=seeded,
             largest_rank=True,
+            biases=not elects,
         ),
     )
 
@@ -211,6 +213,7 @@ _ELEMENTWISE = (
         file="spherical",
         inputs=(2, 2),
         biases=False,
+        check="check_sum",
         note="the weights give t, and do not scale",
     ),
 )
