@@ -26,6 +26,7 @@ from adapterhub.errors import NotMergeable
 # Files have fp32: what is smaller than this share of the largest singular value, or of the size of
 # the factors in fp64, is their rounding and no direction of its own.
 ROUNDING, NOTHING = 2.0**-20, 2.0**-44
+NOISE = 2.0**-40  # an element that small against the largest singular value is 0 but for rounding
 DRAW = 2.0**-30  # a sum that small against its terms is 0 but for rounding: it elects no sign
 
 
@@ -186,9 +187,11 @@ def _shared(deltas: Sequence[Delta]) -> _Shared | None:
     rank = _rank(s)
     ends = np.cumsum([middle.shape[1] for middle in middles])[:-1]
     parts = np.split(s[:rank, None] * vt[:rank], ends, axis=1)
-    weighted = [
-        one.weight * (part @ p.T) for one, part, (p, _) in zip(present, parts, sides, strict=True)
-    ]
+    weighted = []
+    for one, part, (p, _) in zip(present, parts, sides, strict=True):
+        seen = part @ p.T
+        seen[np.abs(seen) <= NOISE * s[0]] = 0  # where it adds nothing, it has no voice in a mean
+        weighted.append(one.weight * seen)
     return _Shared(q @ u[:, :rank], s[:rank], weighted, [one.number for one in present])
 
 
