@@ -1,7 +1,9 @@
 """Two deltas on the arc between them: slerp of the whole matrix, or of each of its rows or columns.
 
 Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985. The lengths are not made equal:
-as in mergekit, the coefficients of directions are put on the deltas themselves.
+as in mergekit, the coefficients of directions are put on the deltas themselves. mergekit's slerp
+does so with whole weights, between which there is hardly an angle; its nuslerp, with a base model,
+with deltas as here.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def slerp(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matri
 
 
 def nuslerp(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
-    """slerp with t = w₁ / (w₀ + w₁), or ½ where they add up to 0; vᵢ = Δᵢ.
+    """slerp with t = w₁ / (w₀ + w₁), or ½ where |w₀ + w₁| < 10⁻⁶; vᵢ = Δᵢ.
 
     mergekit's: https://github.com/arcee-ai/mergekit. Weights of two signs extrapolate. With
     `nuslerp_flatten` a matrix is one vector, otherwise each row (the weights into one output) is

@@ -9,7 +9,9 @@ matrix whose sides are ranks, after QR of the factors. All in fp64. How a user's
 - Iso-C: wᵢ scales the delta in the sum. With one weight c for all, the result is c times that of
   weights of 1, as with the papers' one factor α.
 
-A delta of zeros, or of weight 0, counts as absent: neither takes a share of anything.
+A delta of zeros, or of weight 0, counts as absent: neither takes a share of anything. Biases of
+lora_B have no directions: KnOTS refuses them, with the others they add up by the weights (the
+authors' code takes the mean of vectors).
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def knots_ties(deltas: Sequence[Delta], given: Given) -> Made:
     wᵢ·xᵢ that have it is taken; U times that is the result.
 
     As in the authors' own runs (`s_on_V`), Σ stands on the side of V, where large directions count
-    as large. Trimmed is each matrix by itself, not all of a model in one; a draw elects nobody.
+    as large. Trimmed is each matrix by itself, not all of a model in one; a draw elects nobody
+    (in the authors' code the sign of most elements), and who is 0 but for rounding has no voice.
     """
     shared = _shared(deltas)
     if shared is None:
