@@ -17,7 +17,7 @@ What differs from mergekit, whose deltas are of whole models, in their dtype:
 - at least one element remains, of equal ones the first, and with a gamma that is none all that are
   left by the density (of which mergekit's breadcrumbs keeps nothing);
 - sce's shares hang on no size (mergekit makes them equal where mean squares add up to less than
-  10⁻⁶, as those of most LoRAs do);
+  10⁻⁶, as those of many LoRAs do);
 - rows are those above, also for embeddings and Conv1D (mergekit's are those of the file).
 """
 

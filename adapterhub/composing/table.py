@@ -255,10 +255,18 @@ _ROWS = (
 )
 
 TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
+# What others call by a name that would be taken for another method here.
+_ELSEWHERE = {
+    "linear": "average is mergekit's linear, peft_linear PEFT's",
+    "cat": "sum is exact, and as peft_cat PEFT's cat",
+    "svd": "sum with a rank, or peft_svd as PEFT",
+}
 
 
 def method(name: str) -> Method:
     """The row of a method. Raises InvalidOption, with the nearest names."""
+    if name in _ELSEWHERE:
+        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=_ELSEWHERE[name])
     if name not in TABLE:
         near = get_close_matches(name, TABLE, n=3, cutoff=0.4)
         known = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(TABLE)}"
