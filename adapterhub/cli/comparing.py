@@ -107,7 +107,8 @@ def _print_notes(found: Comparison) -> None:
     notes += _left_out(found.adapters)
     notes += found.notes
     if found.looked_at is not None and found.looked_at < 1:
-        notes.append(f"signs of {found.looked_at:.1%} of the elements; --exact compares all")
+        part = f"signs of {found.looked_at:.1%} of the elements"
+        notes.append(f"{part}, which tell a module's share to ±5%; --exact compares all")
     click.echo(
         "\ncosine: 1 one direction, 0 nothing in common; signs differ: 50% is chance;"
         "\noverlap: 1 where they write into (B) and read from (A) one subspace"

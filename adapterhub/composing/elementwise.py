@@ -14,8 +14,8 @@ What differs from mergekit, whose deltas are of whole models, in their dtype:
   are refused where a sum is to be divided by them (mergekit leaves it undivided);
 - `rescale` after dropping by chance divides by the probability, as the papers do, which keeps the
   expectation (mergekit's newer versions restore Σ|x|);
-- at least one element remains, of equal ones the first, and with a gamma that is none all that are
-  left by the density (of which mergekit's breadcrumbs keeps nothing);
+- at least one element remains (but for sce), of equal ones the first, and with a gamma that is none
+  all that are left by the density (of which mergekit's breadcrumbs keeps nothing);
 - sce's shares hang on no size (mergekit makes them equal where mean squares add up to less than
   10⁻⁶, as those of many LoRAs do);
 - rows are those above, also for embeddings and Conv1D (mergekit's are those of the file).

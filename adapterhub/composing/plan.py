@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from adapterhub.composing.cases import Cases, checked, of
+from adapterhub.composing.cases import Cases, checked, of, unused
 from adapterhub.composing.factored import check_rank
 from adapterhub.composing.inputs import Input, cancels, check_bases
 from adapterhub.composing.methods import Method
@@ -119,6 +119,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     ]
     _refuse_dora(inputs, settled, row, options)
     _refuse_ranks(inputs, settled, row)
+    notes += _unused(options, settled)
     biases = _biases(meanings)
     _refuse_biases(row, parameters, biases)
     made = Plan(
@@ -164,6 +165,12 @@ def _idle(parameters: Mapping[str, Any]) -> list[str]:
     if parameters.get("density") != 1:
         return []
     return ["density is 1: no element is dropped; density=0.2 keeps a fifth of them"]
+
+
+def _unused(options: Options, found: Sequence[Site]) -> list[str]:
+    given = (options.rank, options.energy, *options.weights.values(), *options.parameters.values())
+    filters = unused(given, [site.name for site in found])
+    return [f"no module fits the filter {shown(each)}" for each in filters]
 
 
 def _weights_of(

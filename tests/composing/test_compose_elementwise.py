@@ -211,6 +211,19 @@ def test_what_hangs_on_the_module_is_checked_and_followed(tmp_path: Path) -> Non
     assert_close(deltas(adapter), expected, 1e-5)
 
 
+def test_filters_are_compared_with_weights_and_must_fit_something(tmp_path: Path) -> None:
+    inputs = [given(lora(tmp_path / "a", 1), 2.0), given(lora(tmp_path / "b", 2), 1.0)]
+    cases = Cases((Case("q_proj.weight", 1), Case("k_proj", 9), Case("*.q_proj", 9), Case("", 2)))
+    weights: dict[int, Any] = {1: Cases((Case("q_porj", 2.0), Case("v_proj", 3.0)))}
+    assert cases.of("", 0) == 2  # of no module in particular
+    _, report = composed(inputs, weights=weights, rank=cases)
+    assert {one.module: one.rank for one in report.modules} == {Q: 1, V: 2}
+    assert [note for note in report.notes if "filter" in note] == [
+        'no module fits the filter "k_proj"',
+        'no module fits the filter "q_porj"',
+    ]
+
+
 def test_what_becomes_infinite_is_refused(tmp_path: Path) -> None:
     inputs = [given(lora(tmp_path / "a", 1), 1e39), given(lora(tmp_path / "b", 2), 1e39)]
     for name in DENSE:
