@@ -269,10 +269,13 @@ def _refuse_biases(
     row: Method, parameters: Mapping[str, Any], biases: Mapping[str, object]
 ) -> None:
     """Where the weights alone do not say how much of each delta comes, they say it of no bias."""
-    if biases and (not row.biases or parameters.get("normalize") is True):
+    usual = {parameter.name: parameter.default for parameter in row.parameters}.get("normalize")
+    normalize = parameters.get("normalize")
+    unsaid = [m for m in biases if not row.biases or of(normalize, m, usual) is True]
+    if unsaid:
         raise NotMergeable(
             f"{row.name} does not say what becomes of the biases of lora_B",
-            details=[shown(f"{module}.lora_B.bias") for module in biases],
+            details=[shown(f"{module}.lora_B.bias") for module in unsaid],
             remedy="compose them by sum or average",
         )
 
