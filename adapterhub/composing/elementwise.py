@@ -44,6 +44,9 @@ def ties(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix
     Σ|Δᵢ| / Σ|δᵢ|). s = sign(Σ wᵢ·δᵢ), + for 0 (`majority_sign_method` "total"), or of
     Σ sign(wᵢ·δᵢ) ("frequency"). With A = {i: sign(wᵢ·δᵢ) = s}:
     lambda · Σ_A wᵢ·δᵢ / Σ_A |wᵢ|, without `normalize` not divided.
+
+    As in mergekit and PEFT each matrix is trimmed by itself (the paper: a model's vector at once),
+    and a draw is + (the paper: nobody is elected), so that A with -A is |A|.
     """
     wanted = given.parameters
     for delta in deltas:
