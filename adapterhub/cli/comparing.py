@@ -109,7 +109,8 @@ def _print_notes(found: Comparison) -> None:
     notes += _left_out(found.adapters)
     notes += found.notes
     if found.looked_at is not None and found.looked_at < 1:
-        notes.append(f"signs of {found.looked_at:.1%} of the elements; --exact compares all")
+        part = f"signs of {found.looked_at:.1%} of the elements"
+        notes.append(f"{part}, which tell a module's share to ±5%; --exact compares all")
     click.echo(
         "\ncosine: 1 one direction, 0 nothing in common; signs differ: 50% is chance;"
         "\noverlap: 1 where they write into (B) and read from (A) one subspace"
@@ -186,9 +187,16 @@ def _pair(met: Met) -> str:
 
 def _figures(met: Met) -> Iterator[str]:
     yield _figure(met.cosine)
-    yield "–" if met.sign_conflicts is None else _share(met.sign_conflicts)
+    yield _signs(met)
     yield _overlap(met.columns)
     yield _overlap(met.rows)
+
+
+def _signs(met: Met) -> str:
+    """Of the elements that both change, which of sparse deltas are few."""
+    if not met.both_change or met.sign_conflicts is None:
+        return "–"
+    return _share(met.sign_conflicts / met.both_change)
 
 
 def _overlap(found: Overlap | None) -> str:

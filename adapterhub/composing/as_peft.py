@@ -7,7 +7,9 @@ even `peft_linear` is far from the sum, and stands here for results that PEFT ga
 
 TIES elects signs before the weights (https://arxiv.org/abs/2306.01708), DARE divides by the density
 (https://arxiv.org/abs/2311.03099); one adapter alone is only scaled, as in PEFT. Not PEFT's: chance
-is that of a seed; rsLoRA's scale counts once and lora_bias is added, which PEFT gets wrong.
+is that of a seed and of an input's place; one element at least stays; rsLoRA's scale counts once,
+and lora_bias is added by the weights, which PEFT gets wrong: it is refused beside elected signs,
+whose mean is no sum.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ def _joined(
     """The result, in place of the first of `tensors` (fp32), all of which it overwrites."""
     if given.inputs == 1:
         prune, join = None, _add
-    for number, tensor in enumerate(tensors):
+    for number, tensor in zip(given.numbers or range(len(tensors)), tensors, strict=True):
         if prune and given.parameters["density"] < 1:
             prune(tensor, given.parameters["density"], given.seed, 2 * number + side)
     each(tensors[0].shape, lambda rows: join([tensor[rows] for tensor in tensors], weights, given))

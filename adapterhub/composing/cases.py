@@ -10,8 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """`filter`: a part of the module's name, or with `*` or `?` a pattern for all of it; None is
-    any module."""
+    """`filter`: a part of the module's name, or of that of its weight, which mergekit compares; or
+    with `*` or `?` a pattern for all of it; None is any module."""
 
     filter: str | None
     value: Any
@@ -22,7 +22,7 @@ class Case:
             return True
         if any(sign in self.filter for sign in "*?["):
             return fnmatchcase(name, self.filter)
-        return self.filter in name
+        return self.filter in (f"{name}.weight" if name else "")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ def parsed(value: Any) -> Any:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return value
     return Cases(tuple(Case(row.get("filter"), row["value"]) for row in value))
+
+
+def unused(values: Iterable[Any], names: Sequence[str]) -> list[str]:
+    """Filters that fit none of the names."""
+    filters = [case.filter for each in values if isinstance(each, Cases) for case in each.cases]
+    return [
+        each
+        for each in dict.fromkeys(filters)
+        if each is not None and not any(Case(each, None).holds(name) for name in names)
+    ]
 
 
 def of(value: Any, name: str, default: Any = None) -> Any:

@@ -61,9 +61,9 @@ def compare(
 
     `adapters`: refs or paths. `base`: a BASE, for norms relative to its weights; by default the
     registered one with the weights_root that an adapter records. `exact`: compare the signs of all
-    elements, not of a sample of rows. `plot`: a file for the picture, .png, .svg or .pdf, which
-    needs the extra `plot`. `on_plan` is told how many modules there are, and may return a function
-    that is told of modules done.
+    elements, not of a sample (see `figures.sampled`). `plot`: a file for the picture, .png, .svg or
+    .pdf, which needs the extra `plot`. `on_plan` is told how many modules there are, and may return
+    a function that is told of modules done.
 
     Adapters of different bases are compared all the same, and the result says so. Raises
     InvalidOption for fewer than two, NotSupported where the method of one does not add to weights,
@@ -286,8 +286,8 @@ def _measured(sides: Sequence[_Side], place: Place, exact: bool) -> Measured:
         for one, other in meetings:
             meetings[one, other].append(meet(deltas[one], deltas[other]))
         if meetings:
-            rows = sampled(place.form.shape, exact=exact)
-            for pair, counted in signs(deltas, rows).items():
+            grid = sampled(place.form.shape, exact=exact)
+            for pair, counted in signs(deltas, *grid).items():
                 found[pair].append(counted)
     return Measured(
         module=place.name,

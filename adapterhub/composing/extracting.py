@@ -19,7 +19,7 @@ from adapterhub.composing.checkpoints import Checkpoints, Pair, checkpoints
 from adapterhub.composing.methods import Made
 from adapterhub.composing.native import biases, sparse
 from adapterhub.composing.result import ModuleReport, total_error
-from adapterhub.composing.run import Composed, finished, seed_of
+from adapterhub.composing.run import Composed, finished, sketch_seed
 from adapterhub.composing.saving import (
     REST,
     SAVE,
@@ -260,7 +260,7 @@ def _truncated(pair: Pair, options: Extraction) -> Composed | None:
         return None
     turned = delta.T if pair.transposed or site.layout == "embedding" else delta
     matrix = turned.reshape(site.shape)
-    found, cut = truncated(matrix, options.rank, options.energy, seed_of(0, site.name, 0))
+    found, cut = truncated(matrix, options.rank, options.energy, sketch_seed(site.name, 0))
     return finished(site, [Made(found.factors().single())], [cut])
 
 

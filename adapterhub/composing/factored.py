@@ -203,7 +203,7 @@ def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | N
     """How many of the singular values `s` to keep, at least one.
 
     `rank`: at most so many. `energy`: the fewest whose Σs² is that share of `total`, by default of
-    all of `s`. Raises InvalidOption for what is out of range.
+    all of `s`, but for 10⁻¹² of it. Raises InvalidOption for what is out of range.
     """
     check_rank(rank)
     check_energy(energy)

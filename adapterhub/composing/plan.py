@@ -114,6 +114,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     ]
     _refuse_dora(inputs, settled, row, options)
     _refuse_ranks(inputs, settled, row)
+    notes += _unused(options, settled)
     biases = _biases(meanings)
     _refuse_biases(row, parameters, biases)
     made = Plan(
@@ -159,6 +160,12 @@ def _idle(parameters: Mapping[str, Any]) -> list[str]:
     if parameters.get("density") != 1:
         return []
     return ["density is 1: no element is dropped; density=0.2 keeps a fifth of them"]
+
+
+def _unused(options: Options, found: Sequence[Site]) -> list[str]:
+    given = (options.rank, options.energy, *options.weights.values(), *options.parameters.values())
+    filters = unused(given, [site.name for site in found])
+    return [f"no module fits the filter {shown(each)}" for each in filters]
 
 
 def _weights_of(
@@ -271,10 +278,13 @@ def _refuse_biases(
     row: Method, parameters: Mapping[str, Any], biases: Mapping[str, object]
 ) -> None:
     """Where the weights alone do not say how much of each delta comes, they say it of no bias."""
-    if biases and (not row.biases or parameters.get("normalize") is True):
+    usual = {parameter.name: parameter.default for parameter in row.parameters}.get("normalize")
+    normalize = parameters.get("normalize")
+    unsaid = [m for m in biases if not row.biases or of(normalize, m, usual) is True]
+    if unsaid:
         raise NotMergeable(
             f"{row.name} does not say what becomes of the biases of lora_B",
-            details=[shown(f"{module}.lora_B.bias") for module in biases],
+            details=[shown(f"{module}.lora_B.bias") for module in unsaid],
             remedy="compose them by sum or average",
         )
 

@@ -24,7 +24,7 @@ from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, finite, ran
 from adapterhub.composing.inputs import Input, input_of
 from adapterhub.composing.methods import Made
 from adapterhub.composing.result import ModuleReport, total_error
-from adapterhub.composing.run import Composed, finished, nothing, seed_of
+from adapterhub.composing.run import Composed, finished, nothing, sketch_seed
 from adapterhub.composing.saving import saved_fields
 from adapterhub.composing.sizing import Sizing
 from adapterhub.composing.sketch import truncated
@@ -178,7 +178,7 @@ def _resized(each: Addition, sizing: Sizing, has_bias: bool) -> Composed:
                 whole, _energy(whole), rank_for(whole.s, sizing.rank, sizing.energy)
             )
         else:
-            seed = seed_of(0, each.site.name, number)
+            seed = sketch_seed(each.site.name, number)
             first, what = truncated(matrix, sizing.rank, sizing.energy, seed)
         made.append(Made(first.factors().single()))
         cuts.append(what)
@@ -252,7 +252,7 @@ def _decomposed(each: Addition) -> _Known:
             found = svd(matrix)
             matrices.append((found, _energy(found)))
         else:
-            found, what = truncated(matrix, None, None, seed_of(0, each.site.name, number))
+            found, what = truncated(matrix, None, None, sketch_seed(each.site.name, number))
             matrices.append((found, what.total))
     return _Known(each, tuple(matrices))
 

@@ -31,7 +31,8 @@ def truncated(
 
     By a random subspace (`seed` picks it), for an energy alone by one that is doubled until it
     holds that share; exact where it would be no longer small against the matrix. The residual is
-    within 2 % of the best one of that rank. Raises NotMergeable for values that are not finite.
+    within 2 % of the best one of that rank, or 2·10⁻⁷ of the whole, which is rounding of fp32.
+    Raises NotMergeable for values that are not finite.
     """
     total = finite_energy(delta)
     found = _leading(delta, rank, energy, total, seed) if total else _zeros(delta)

@@ -66,6 +66,7 @@ def _as_peft(
             exact=True,
             seeded=seeded,
             equal_ranks=True,
+            biases=not elects,
             note="A and B each by itself: far from the same on the deltas",
         ),
         Method(
@@ -78,6 +79,7 @@ def _as_peft(
             parameters,
             seeded=seeded,
             largest_rank=True,
+            biases=not elects,
         ),
     )
 
@@ -212,6 +214,7 @@ _ELEMENTWISE = (
         file="spherical",
         inputs=(2, 2),
         biases=False,
+        check="check_sum",
         note="the weights give t, and do not scale",
     ),
 )
@@ -251,10 +254,18 @@ _ROWS = (
 )
 
 TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
+# What others call by a name that would be taken for another method here.
+_ELSEWHERE = {
+    "linear": "average is mergekit's linear, peft_linear PEFT's",
+    "cat": "sum is exact, and as peft_cat PEFT's cat",
+    "svd": "sum with a rank, or peft_svd as PEFT",
+}
 
 
 def method(name: str) -> Method:
     """The row of a method. Raises InvalidOption, with the nearest names."""
+    if name in _ELSEWHERE:
+        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=_ELSEWHERE[name])
     if name not in TABLE:
         near = _nearest(name.lower())
         known = f"did you mean {' or '.join(near)}? " if near else ""

@@ -66,6 +66,10 @@ def compose(
     `on_plan` is given the number of modules before anything is computed, and may return a function
     that is told of those done.
 
+    An adapter that leaves a module alone counts there as one that adds zeros, but for methods that
+    say otherwise: `average` divides by the weights of all. What is computed is stored in fp32,
+    whatever the inputs are stored in: bf16 would lose up to 2⁻⁹ of each element.
+
     Raises InvalidOption, BaseMismatch, NotMergeable, NotSupported, OutputError; nothing is written
     then.
     """

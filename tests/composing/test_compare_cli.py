@@ -81,6 +81,19 @@ def test_of_many_pairs_those_that_are_shown_are_explained(
     assert "the 10 pairs of 15 whose cosine is farthest from 0; --json has all" in said
 
 
+def test_signs_are_those_of_what_both_change(tmp_path: Path) -> None:
+    paths = [lora(tmp_path / str(n), 1, [Q]) for n in range(3)]
+    for path, kept, sign in ((paths[1], 3, -1), (paths[2], 0, 1)):  # a few rows; none
+        tensors = load_file(path / "adapter_model.safetensors")
+        (b,) = (tensor for name, tensor in tensors.items() if "lora_B" in name)
+        b[kept:] = 0
+        b *= sign
+        save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
+    lines = run(tmp_path / "home", "compare", *paths).splitlines()
+    rows = {line.split()[0]: line.split()[2] for line in lines if "–" in line[:5]}
+    assert rows == {"1–2": "100.0%", "1–3": "–", "2–3": "–"}
+
+
 def test_json_has_everything(tmp_path: Path, three: list[Path]) -> None:
     said = json.loads(run(tmp_path / "home", "compare", *three, "--json", "--exact"))["result"]
     assert [len(row) for row in said["cosine"]] == [3, 3, 3]

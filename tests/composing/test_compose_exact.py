@@ -158,6 +158,9 @@ def test_unknown_methods_and_parameters(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="no method 'averge'") as error:
         composed([a], method="averge")
     assert "did you mean average" in error.value.remedy
+    with pytest.raises(InvalidOption, match="no method 'linear'") as error:
+        composed([a], method="linear")
+    assert error.value.remedy == "average is mergekit's linear, peft_linear PEFT's"
     with pytest.raises(InvalidOption, match="sum has no parameter 'density'"):
         composed([a], parameters={"density": 0.5})
     with pytest.raises(InvalidOption, match="finite"):
@@ -240,6 +243,11 @@ def test_biases_where_weights_do_not_decide(tmp_path: Path) -> None:
     for name in ("slerp", "nuslerp", "sce", "ties", "knots_ties", "knots_dare"):
         with pytest.raises(NotMergeable, match=f"{name} does not say what becomes of the biases"):
             composed(inputs, method=name)
+    for cases in ((Case("q_proj", True), Case(None, False)), (Case("v_proj", False),)):
+        with pytest.raises(NotMergeable, match="ties does not say what becomes of the biases"):
+            composed(inputs, method="ties", parameters={"normalize": Cases(cases)})
+    elsewhere = {"normalize": Cases((Case("v_proj", True), Case(None, False)))}
+    composed(inputs, method="ties", parameters=elsewhere)
     adapter, _ = composed(inputs, method="ties", parameters={"normalize": False, "lambda": 0.5})
     (part,) = [
         p for p in method("lora").implementation.meaning(adapter) if isinstance(p, BiasDelta)
