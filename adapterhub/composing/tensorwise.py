@@ -39,6 +39,7 @@ CAN: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_PROMPTS, ("average", "concat")),
     **dict.fromkeys(_SPARSE, ("sum", "average", "task_arithmetic")),
 }
+_MASK = "_mask"  # of a tensor that was pruned
 # Fields that do not change what the tensors mean.
 _IDLE = (
     *("name", "version", "peft_version", "inference_mode", "auto_mapping", "runtime_config"),
@@ -148,8 +149,10 @@ def _mean(
         _refuse_missing(inputs, own, places)
     if kind == "adamix":
         _refuse_unlike_scores(inputs, own, places)
-    made: Tensors = {}
-    for place in places:
+    masks = {(module, role) for module, role in places if role.endswith(_MASK)}
+    own = [_pruned(source, tensors) for source, tensors in zip(inputs, own, strict=True)]
+    made: Tensors = {place: _either(place, own) for place in masks}
+    for place in (place for place in places if place not in masks):
         shape = next(tensors[place].shape for tensors in own if place in tensors)
         total: Matrix = np.zeros(shape)
         for source, weight, tensors in zip(inputs, weights, own, strict=True):
@@ -158,6 +161,25 @@ def _mean(
             total += weight * value
         made[place] = rounded(place, total)
     return made
+
+
+def _pruned(source: Input, tensors: Tensors) -> Tensors:
+    """With what its mask takes from a tensor taken: half of a mask is not the mask of a half."""
+    found = dict(tensors)
+    for (module, role), mask in tensors.items():
+        name = role.removesuffix(_MASK)
+        for place in ((module, name), (module, f"{name}_orig")):
+            if name != role and place in tensors:
+                kept = value_of(source, (module, role), mask)
+                _refuse_shape(source, place, tensors[place].shape, kept.shape)
+                found[place] = ArrayTensor(value_of(source, place, tensors[place]) * kept)
+    return found
+
+
+def _either(place: Place, own: Sequence[Tensors]) -> ArrayTensor:
+    """What any of the masks leaves."""
+    masks = [np.asarray(tensors[place].read()) != 0 for tensors in own]
+    return ArrayTensor(np.any(np.broadcast_arrays(*masks), axis=0).astype(np.float32))
 
 
 def _refuse_missing(

@@ -132,15 +132,41 @@ def test_bottlenecks_of_our_own_format(registry: Registry, tmp_path: Path) -> No
     )
 
 
-def test_pruned_bottlenecks(tmp_path: Path) -> None:
+def masked(adapter: Adapter, seed: int, ending: str) -> Adapter:
     """No format has these yet."""
+    dice, modules = np.random.default_rng(seed), {}
+    for module, roles in adapter.modules.items():
+        modules[module] = {f"{role}{ending}": tensor for role, tensor in roles.items()}
+        for role, tensor in roles.items():
+            mask = (dice.random(tensor.shape) < 0.5).astype(np.float32)
+            modules[module][f"{role}_mask"] = ArrayTensor(mask)
+    return replace(adapter, method="sparse_adapter", modules=modules)
+
+
+def used(adapter: Adapter, ending: str) -> dict[tuple[str, str], Any]:
+    found = values(adapter)
+    return {
+        (m, role): array * found[m, f"{role.removesuffix(ending)}_mask"]
+        for (m, role), array in found.items()
+        if not role.endswith("_mask")
+    }
+
+
+@pytest.mark.parametrize("ending", ["", "_orig"])
+def test_pruned_bottlenecks(ending: str, tmp_path: Path) -> None:
     inputs = []
     for seed, weight in ((1, 3.0), (2, 1.0)):
         source = read(as_kind("bottleneck", tmp_path / str(seed), seed))
-        pruned = replace(source, method="sparse_adapter")
+        pruned = masked(source, seed, ending)
         inputs.append(Input(str(seed), pruned, weight, base={"name": "owner/base"}))
     _, made = tensorwise.composed(inputs, Options("average"))
-    assert_mean(made, [each.adapter for each in inputs], [3.0, 1.0])
+    one, two = (used(each.adapter, ending) for each in inputs)
+    found = used(made, ending)
+    assert found.keys() == one.keys() and found
+    for place, array in found.items():
+        assert np.allclose(array, 0.75 * one[place] + 0.25 * two[place], atol=1e-6)
+    dropped = [(array == 0).mean() for array in found.values()]
+    assert 0.1 < np.mean(dropped) < 0.4  # a quarter is in neither
 
 
 @pytest.mark.parametrize("method", ["fishmask", "diff_pruning"])
@@ -238,7 +264,9 @@ def prompt(path: Path, seed: int, kind: str, tokens: int = 3) -> Path:
     return saved(path, tensors, **fields)
 
 
-@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"])
+@pytest.mark.parametrize(
+    "kind", ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING"]
+)
 def test_the_mean_of_prompts(kind: str, registry: Registry, tmp_path: Path) -> None:
     average(registry, tmp_path / "out", [prompt(tmp_path / str(n), n, kind) for n in (1, 5)])
 
