@@ -250,6 +250,38 @@ def test_loha_needs_no_base_and_has_rank_squared(tmp_path: Path) -> None:
     assert_close(deltas(opened(tmp_path / "out")), dense(tmp_path / "adapter", tmp_path / "base"))
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_factors_made_anew_from_a_seed_are_not_the_same_everywhere(
+    saved: bool, tmp_path: Path
+) -> None:
+    fields = {**PROJECTIONS, "r": 4, "d_initial": 0.3, "save_projection": saved}
+    trained(tmp_path, "VeraConfig", fields, LLAMA)
+    report = ah.resize(tmp_path / "adapter", rank=4, base=tmp_path / "base", out=tmp_path / "out")
+    assert report.error is None and report.reproducible is saved
+    manifest = json.loads((tmp_path / "out" / "adapterhub.json").read_text())
+    assert manifest["lineage"]["parameters"]["reproducible"] is saved
+
+
+def test_a_change_of_an_embedding_is_that_of_its_transpose(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    model(LLAMA).save_pretrained(tmp_path / "base")
+    path, name = tmp_path / "adapter", "model.embed_tokens"
+    path.mkdir()
+    change = np.zeros((24, 16), np.float32)
+    change[3:6, 2:9] = np.random.default_rng(1).standard_normal((3, 7))
+    where = np.flatnonzero(change).astype(np.int64)
+    tensors = {f"{name}:weight.indices": where, f"{name}:weight.values": change.reshape(-1)[where]}
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = {"adapterhub": 1, "method": "fishmask", "shapes": {f"{name}.weight": [24, 16]}}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    ah.resize(path, rank=3, base=tmp_path / "base", out=tmp_path / "out")
+    found = opened(tmp_path / "out").modules[name]
+    b, a = (found[f"lora_embedding_{side}"].read() for side in "BA")
+    assert (b.shape, a.shape) == ((16, 3), (3, 24))
+    assert np.allclose((b @ a).T, change, atol=1e-5)
+
+
 def test_biases_become_those_of_lora_b(tmp_path: Path) -> None:
     import torch
 
