@@ -256,6 +256,12 @@ TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
 
 def method(name: str) -> Method:
     """The row of a method. Raises InvalidOption, with the nearest names."""
+    if name == "linear":
+        raise InvalidOption(
+            "there is no method 'linear' to compose with",
+            remedy="average is what mergekit calls so, sum does not divide by the weights, and "
+            "peft_linear is PEFT's",
+        )
     if name not in TABLE:
         near = get_close_matches(name, TABLE, n=3, cutoff=0.4)
         known = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(TABLE)}"

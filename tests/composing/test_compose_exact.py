@@ -194,6 +194,9 @@ def test_unknown_methods_and_parameters(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="no method 'averge'") as error:
         composed([a], method="averge")
     assert "did you mean average" in error.value.remedy
+    with pytest.raises(InvalidOption, match="no method 'linear'") as error:
+        composed([a], method="linear")
+    assert "average is what mergekit calls so" in error.value.remedy
     with pytest.raises(InvalidOption, match="sum has no parameter 'density'"):
         composed([a], parameters={"density": 0.5})
     with pytest.raises(InvalidOption, match="finite"):
