@@ -45,7 +45,7 @@ from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, shown
 # Methods whose change may be of any parameter: only the base tells what a module is.
 _OF_ANYTHING = ("diff_pruning", "fishmask", "intrinsic_said")
 # Transforms by PEFT's own code that are sums all the same.
-_ADDED_BY_PEFT = ("waveft",)
+ADDED_BY_PEFT = ("waveft",)
 _MOST = 20
 _ROLES = ("lora_A", "lora_B")
 
@@ -104,22 +104,22 @@ def _settled(source: Input, naming: Naming | None) -> Meaning:
     adapter = source.adapter
     meaning = method(adapter.method).implementation.meaning(adapter)
     waits = any(isinstance(part, Shaped) for part in meaning)
-    waits |= adapter.method in (*_OF_ANYTHING, *_ADDED_BY_PEFT)
+    waits |= adapter.method in (*_OF_ANYTHING, *ADDED_BY_PEFT)
     if naming is None and waits:
         raise NotSupported(
             f"{source.name} is {adapter.method}: what it adds hangs on the shapes of its base",
             remedy="give the base: --base BASE",
         )
     return (
-        tuple(_summed(part, adapter, naming) for part in settled(naming, meaning))
+        tuple(summed(part, adapter, naming) for part in settled(naming, meaning))
         if naming
         else meaning
     )
 
 
-def _summed(part: Part, adapter: Adapter, naming: Naming) -> Part:
+def summed(part: Part, adapter: Adapter, naming: Naming) -> Part:
     """What PEFT itself makes of nothing, where its method adds the same to every weight."""
-    if not isinstance(part, Transform) or adapter.method not in _ADDED_BY_PEFT:
+    if not isinstance(part, Transform) or adapter.method not in ADDED_BY_PEFT:
         return part
     shape = weight_shape(naming, part.module)
     sources = tuple(adapter.modules[part.module][role] for role in part.roles)

@@ -147,6 +147,9 @@ def test_rows_of_tokens(tmp_path: Path) -> None:
     other = given(rows(tmp_path / "c", 3, [2, 6]))
     with pytest.raises(NotMergeable, match="differ in shape or tokens"):
         composed([a, other], whole="average")
+    alike = rows(tmp_path / "d", 1, [2, 6])  # the same values, for other tokens
+    with pytest.raises(NotMergeable, match="saved whole differ"):
+        composed([a, given(alike)])
     chosen, _ = composed([a, other], whole=1)
     assert list(chosen.config["trainable_token_indices"].values()) == [[2, 6]]
 

@@ -230,6 +230,21 @@ def test_what_has_factors_keeps_them(name: str, tmp_path: Path) -> None:
     assert report.error is None
 
 
+def test_what_peft_adds_needs_a_base_and_is_compared_as_a_sum(tmp_path: Path) -> None:
+    trained(tmp_path, "WaveFTConfig", {**PROJECTIONS, "n_frequency": 9}, LLAMA)
+    path, base = tmp_path / "adapter", tmp_path / "base"
+    with pytest.raises(NotSupported, match="hangs on the shapes of its base"):
+        ah.resize(path, rank=99, out=tmp_path / "out")
+    report = ah.resize(path, rank=99, base=base, out=tmp_path / "out")
+    assert not report.reproducible
+    found = ah.compare([path, tmp_path / "out"], base=base)
+    assert found.pairs[0].cosine == pytest.approx(1, abs=1e-6)
+    assert found.adapters[0].norm == pytest.approx(found.adapters[1].norm, rel=1e-6)
+    with pytest.raises(NotSupported) as error:
+        ah.compare([path, tmp_path / "out"])
+    assert "--base BASE" in error.value.details[0]
+
+
 def test_miss_by_hand(tmp_path: Path) -> None:
     """ΔW[o, i] = M[i mod r, o]"""
     from adapterhub.composing.converting import _miss

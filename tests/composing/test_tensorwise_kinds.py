@@ -18,7 +18,7 @@ from adapterhub import api, formats
 from adapterhub.adapter import Adapter
 from adapterhub.composing import Input, Options, tensorwise
 from adapterhub.composing.scatter import union
-from adapterhub.errors import BaseMismatch, NotMergeable, NotSupported
+from adapterhub.errors import AdapterHubError, BaseMismatch, NotMergeable, NotSupported
 from adapterhub.methods.adamix import averaged
 from adapterhub.registry import Registry, inspection
 from adapterhub.tensorfile import ArrayTensor
@@ -409,6 +409,61 @@ def test_shira_of_other_modules_and_of_other_sizes(registry: Registry, tmp_path:
     with pytest.raises(NotMergeable, match="has 15 places, no multiple of r=2"):
         api.compose([places(tmp_path / "d", 4, 15, 2)], out=tmp_path / "no", registry=registry)
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"indices": np.zeros((2, 13), np.int32)},
+        {"indices": np.zeros((3, 14), np.int32)},
+        {"indices": np.zeros(14, np.int32)},
+        {"indices": np.full((2, 14), -1, np.int32)},
+        {"indices": np.full((2, 14), 0.5, np.float32)},
+        {"indices": np.full((2, 14), np.nan, np.float32)},
+        {"indices": np.full((2, 14), 3e9, np.float32)},
+        {"weight": np.full(14, np.nan, np.float32)},
+        {"weight": np.zeros((14, 1), np.float32)},
+        {"weight": np.zeros(0, np.float32), "indices": np.zeros((2, 0), np.int32)},
+    ],
+)
+def test_damaged_places(wrong: dict[str, Any], registry: Registry, tmp_path: Path) -> None:
+    good, bad = places(tmp_path / "a", 1, 14, 1), places(tmp_path / "b", 2, 14, 1)
+    file = bad / "adapter_model.safetensors"
+    changed = {f"base_model.model.{K}.shira_{role}": array for role, array in wrong.items()}
+    save_file({**load_file(file), **changed}, file, {"format": "pt"})
+    with pytest.raises(AdapterHubError):
+        api.compose([good, bad], out=tmp_path / "out", registry=registry)
+    assert not (tmp_path / "out").exists()
+
+
+# --- (IA)³ as PEFT adds it up -----------------------------------------------------------------
+
+
+def test_vectors_as_peft_averages_them(registry: Registry, tmp_path: Path) -> None:
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    targets = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+    live = peft.get_peft_model(model(LLAMA), peft.IA3Config(**targets), "a")
+    live.add_adapter("b", peft.IA3Config(**targets))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in live.named_parameters():
+            if "ia3_l" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    live.save_pretrained(tmp_path)
+    live.base_model.add_weighted_adapter(["a", "b"], [0.25, 0.75], "both")
+    live.set_adapter("both")
+    api.compose(
+        [(tmp_path / "a", 1.0), (tmp_path / "b", 3.0)],
+        method="average",
+        out=tmp_path / "out",
+        force_base=True,
+        registry=registry,
+    )
+    tokens = torch.tensor([[1, 5, 7, 2]])
+    with torch.no_grad():
+        found = peft_of(model(LLAMA), tmp_path / "out")(tokens).logits
+        assert torch.allclose(found, live.eval()(tokens).logits, atol=1e-5)
+        assert not torch.allclose(found, model(LLAMA)(tokens).logits, atol=1e-2)
 
 
 # --- what does not go together ----------------------------------------------------------------
