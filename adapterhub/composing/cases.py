@@ -50,16 +50,6 @@ def parsed(value: Any) -> Any:
     return Cases(tuple(Case(row.get("filter"), row["value"]) for row in value))
 
 
-def unused(values: Iterable[Any], names: Sequence[str]) -> list[str]:
-    """Filters that fit none of the names."""
-    filters = [case.filter for each in values if isinstance(each, Cases) for case in each.cases]
-    return [
-        each
-        for each in dict.fromkeys(filters)
-        if each is not None and not any(Case(each, None).holds(name) for name in names)
-    ]
-
-
 def of(value: Any, name: str, default: Any = None) -> Any:
     """What `value` says of the module `name`."""
     return value.of(name, default) if isinstance(value, Cases) else value

@@ -14,6 +14,7 @@ from adapterhub.composing import comparison, sites
 from adapterhub.composing import plot as picture
 from adapterhub.composing.beside import Weights
 from adapterhub.composing.comparison import Bases, Compared, Comparison, Measured, Pair
+from adapterhub.composing.converting import ADDED_BY_PEFT, summed
 from adapterhub.composing.figures import Delta, Meeting, Signs, meet, sampled, signs
 from adapterhub.composing.inputs import Input, compared_bases, input_of
 from adapterhub.composing.meeting import Place, places
@@ -193,9 +194,18 @@ def _meaning(source: Input, base: Base | None) -> tuple[Meaning, tuple[str, ...]
     if "merge" not in row.does:
         raise _no_sum([f"{source.name}: {row.title}"])
     meaning, notes = _read(source, row)
-    if base is None or not any(isinstance(part, Shaped) for part in meaning):
+    if base is None or not any(_waits(source, part) for part in meaning):
         return meaning, notes
-    return settled(Naming(base), meaning), notes
+    naming = Naming(base)
+    found = settled(naming, meaning)
+    return tuple(summed(part, source.adapter, naming) for part in found), notes
+
+
+def _waits(source: Input, part: Part) -> bool:
+    """Whether a base tells what it adds."""
+    return isinstance(part, Shaped) or (
+        isinstance(part, Transform) and source.adapter.method in ADDED_BY_PEFT
+    )
 
 
 def _read(source: Input, row: Method) -> tuple[Meaning, tuple[str, ...]]:
@@ -211,11 +221,16 @@ def _refuse_others(inputs: Sequence[Input], meanings: Sequence[Meaning]) -> None
     found = []
     for source, meaning in zip(inputs, meanings, strict=True):
         if not any(_adds(part) for part in meaning):
-            reasons = sorted({_NO_SUM[type(part)] for part in meaning if type(part) in _NO_SUM})
+            reasons = sorted({why for part in meaning if (why := _why(source, part))})
             why = "; ".join(reasons) or "it changes nothing"
             found.append(f"{source.name}: {method(source.adapter.method).title}; {why}")
     if found:
         raise _no_sum(found)
+
+
+def _why(source: Input, part: Part) -> str | None:
+    """Why it has no part in the figures."""
+    return _NO_SUM.get(Shaped if _waits(source, part) else type(part))
 
 
 def _no_sum(details: Sequence[str]) -> NotSupported:
@@ -258,7 +273,7 @@ def _compared(side: _Side, number: int, measured: Sequence[Measured], norm: floa
 def _left_out(side: _Side) -> Iterator[str]:
     """Every tensor that has no part in the figures."""
     for part in side.meaning:
-        if why := _NO_SUM.get(type(part)):
+        if why := _why(side.source, part):
             for role in roles_of(part):
                 yield f"{part.module}.{role.removeprefix(REPLACE)}: {why}"
         elif isinstance(part, LowRank) and part.magnitude is not None:

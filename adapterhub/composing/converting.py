@@ -4,14 +4,15 @@ A product of factors stays one. A Hadamard product of two, as LoHa has it, is on
 
     (w1_a·w1_b) ⊙ (w2_a·w2_b) = b·a    b[:, pr+q] = w1_a[:, p] ∘ w2_a[:, q],  a[pr+q] likewise
 
-of rank r², and LoKr's Kronecker product with a factored w2 is (w1 ⊗ w2_a)·(I ⊗ w2_b). Other changes
-are dense, and truncated. What multiplies a weight is no sum, and hangs on the base.
+of rank r², LoKr's Kronecker product with a factored w2 is (w1 ⊗ w2_a)·(I ⊗ w2_b), and MiSS repeats
+r rows, b·a with b = Mᵀ and a[k, i] = 1 where i mod r = k. Other changes are dense, and truncated.
+What multiplies a weight is no sum, and hangs on the base.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +44,8 @@ from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, shown
 
 # Methods whose change may be of any parameter: only the base tells what a module is.
 _OF_ANYTHING = ("diff_pruning", "fishmask", "intrinsic_said")
+# Transforms by PEFT's own code that are sums all the same.
+ADDED_BY_PEFT = ("waveft",)
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,44 @@ def _settled(source: Input, naming: Naming | None) -> Meaning:
             remedy=error.remedy,
         ) from error
     waits = any(isinstance(part, Shaped) for part in meaning)
-    if naming is None and (waits or adapter.method in _OF_ANYTHING):
+    waits |= adapter.method in (*_OF_ANYTHING, *ADDED_BY_PEFT)
+    if naming is None and waits:
         raise NotSupported(
             f"{source.name} is {adapter.method}: what it adds hangs on the shapes of its base",
             remedy="give the base: --base BASE",
         )
-    return settled(naming, meaning) if naming else meaning
+    return (
+        tuple(summed(part, adapter, naming) for part in settled(naming, meaning))
+        if naming
+        else meaning
+    )
+
+
+def summed(part: Part, adapter: Adapter, naming: Naming) -> Part:
+    """What PEFT itself makes of nothing, where its method adds the same to every weight."""
+    if not isinstance(part, Transform) or adapter.method not in ADDED_BY_PEFT:
+        return part
+    shape = weight_shape(naming, part.module)
+    sources = tuple(adapter.modules[part.module][role] for role in part.roles)
+
+    def compute() -> Values:
+        return part.within(_Nowhere())(np.zeros((shape[0], math.prod(shape[1:])), np.float32))
+
+    value = Computed(shape, lambda: compute().reshape(shape), sources, exact=False)
+    return Delta(part.module, value, 1.0, part.roles)
+
+
+class _Nowhere:
+    """The surroundings of what hangs on none."""
+
+    def read(self, module: str, parameter: str) -> Values | None:
+        return None
+
+    def linears(self) -> Mapping[str, tuple[int, int]] | None:
+        return None
+
+    def ordered(self, modules: Sequence[str]) -> list[str] | None:
+        return None
 
 
 def _refuse(source: Input, meaning: Meaning) -> None:
@@ -188,13 +223,25 @@ def _factored(adapter: Adapter, part: Part) -> Part:
     """In the place of a dense change that is a product of few factors, those; as LoRA has them."""
     if isinstance(part, LowRank) and adapter.method != "lora":
         return replace(part, roles=sites.ROLES)
-    if not isinstance(part, Delta) or adapter.method not in ("loha", "lokr"):
+    if not isinstance(part, Delta) or part.parameter != "weight":
         return part
-    roles = {role: adapter.modules[part.module][role] for role in part.roles}
-    pair = _loha(roles) if adapter.method == "loha" else _lokr(roles)
+    pair = _pair(adapter, part)
     if pair is None or pair[0].shape[0] > min(pair[0].shape[1], pair[1].shape[0]):
         return part
     return LowRank(part.module, *pair, part.scale, "linear", sites.ROLES)
+
+
+def _pair(adapter: Adapter, part: Delta) -> tuple[Tensor, Tensor] | None:
+    """a and b, or None for what has none."""
+    roles = {role: adapter.modules[part.module][role] for role in part.roles}
+    if adapter.method == "loha":
+        return _loha(roles)
+    if adapter.method == "lokr":
+        return _lokr(roles)
+    if adapter.method in ("miss", "bone"):
+        (block,) = roles.values()
+        return _miss(block, part.value.shape)
+    return None
 
 
 def _loha(roles: Roles) -> tuple[Tensor, Tensor] | None:
@@ -213,6 +260,20 @@ def _loha(roles: Roles) -> tuple[Tensor, Tensor] | None:
     return (
         Computed((ranks, a1.shape[1]), rows, (a1, a2)),
         Computed((b1.shape[0], ranks), columns, (b1, b2)),
+    )
+
+
+def _miss(block: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """block: (r, out), or (r, m) where the m columns are repeated over the outputs, too."""
+    (rank, columns), (out, into) = block.shape, shape
+
+    def repeats() -> Values:
+        found: Values = np.equal.outer(np.arange(rank), np.arange(into) % rank).astype(np.float32)
+        return found
+
+    return (
+        Computed((rank, into), repeats, ()),
+        Computed((out, rank), lambda: np.tile(fp32(block).T, (out // columns, 1)), (block,)),
     )
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from adapterhub import schema, strictjson
 from adapterhub.adapter import Adapter
-from adapterhub.errors import BaseMismatch, InvalidOption
+from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
 from adapterhub.formats.roots import adapter_root
 from adapterhub.known_bases import named
 from adapterhub.registry import Loaded
+from adapterhub.registry.checkout import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Input:
     def base_root(self) -> str | None:
         return (self.base or {}).get("weights_root")
 
+    @property
+    def base_structure(self) -> str | None:
+        return (self.base or {}).get("structure_root")
+
     def same(self, other: Input) -> bool:
         """Whether both are one adapter: equal tensors, and equal in what gives them a meaning."""
         one, two = self.adapter, other.adapter
@@ -57,14 +63,30 @@ class Input:
 def input_of(loaded: Loaded, weight: float = 1.0) -> Input:
     """What was loaded, with its weight. Raises InvalidOption for one that is not finite."""
     manifest = loaded.manifest or {}
+    root = manifest.get("adapter_root") or adapter_root(loaded.adapter)
     return Input(
         name=loaded.name,
         adapter=loaded.adapter,
         weight=weight,
         digest=loaded.digest,
-        root=manifest.get("adapter_root") or adapter_root(loaded.adapter),
-        base=manifest.get("base"),
+        root=root,
+        base=manifest.get("base") or _recorded(loaded, root),
     )
+
+
+def _recorded(loaded: Loaded, root: str) -> Mapping[str, Any] | None:
+    """What the manifest beside an adapter that was exported or made says of its base, if it is
+    about these very tensors."""
+    directory = loaded.path if loaded.path.is_dir() else loaded.path.parent
+    try:
+        manifest = strictjson.load_object(directory / MANIFEST)
+        schema.check(manifest, "manifest", what=MANIFEST)
+    except (AdapterHubError, OSError):
+        return None
+    if (manifest["adapter_root"], manifest["method"]) != (root, loaded.adapter.method):
+        return None
+    found: Mapping[str, Any] = manifest["base"]
+    return found
 
 
 def cancels(weights: Iterable[float]) -> bool:
@@ -108,6 +130,9 @@ def compared_bases(one: Input, other: Input) -> tuple[str, bool]:
         return f"{nameless} does not say which base it is for", False
     if _meant(str(names[0])) != _meant(str(names[1])):
         return f"{one.name} is for {names[0]}, {other.name} for {names[1]}", False
+    structures = {one.base_structure, other.base_structure} - {None}
+    if len(structures) > 1:
+        return f"{one.name} and {other.name} were added with bases of different structure", True
     revisions = {each.adapter.base.revision for each in (one, other)} - {None}
     if len(revisions) > 1:
         return f"{one.name} and {other.name} are for different revisions of {names[0]}", False

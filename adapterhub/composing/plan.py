@@ -126,7 +126,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
         sites=tuple(settled),
         biases=biases,
         wholes=wholes(inputs, weights, meanings, options.whole),
-        notes=(*notes, *_filters_of_nothing(parameters, options, settled)),
+        notes=tuple(notes),
     )
     for site in settled:
         row.check_together(made.settings(site), made.weights_of(site))
@@ -192,14 +192,6 @@ def _weights(row: Method, given: Sequence[float]) -> tuple[float, ...]:
             "the weights of an average add up to 0", remedy="give other weights, or --method sum"
         )
     return tuple(weight / total for weight in weights)
-
-
-def _filters_of_nothing(
-    parameters: Mapping[str, Any], options: Options, found: Sequence[Site]
-) -> list[str]:
-    values = (*parameters.values(), *options.weights.values(), options.rank, options.energy)
-    idle = unused(values, [site.name for site in found])
-    return [f"the filter {filter!r} holds for no module" for filter in idle]
 
 
 def _meaning(source: Input) -> Meaning:

@@ -2,7 +2,7 @@
 
     average   (IA)³ vectors, biases and norms, bottlenecks, AdaMix, prompts, prefixes:
               Σ wᵢ·vᵢ / Σ wᵢ. Where an (IA)³ adapter leaves a module alone, its vector is of ones.
-    sum       sparse deltas: the union of their places, Σ wᵢ·vᵢ at each
+    sum       sparse deltas, SHiRA's too: the union of their places, Σ wᵢ·vᵢ at each
     concat    prompts and prefixes of PEFT: their tokens one after the other, in the order given
 
 All in fp64 in the order of the inputs, rounded once to fp32, so the same bits on every machine.
@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from adapterhub.adapter import REPLACE, Adapter
+from adapterhub.composing import scatter
 from adapterhub.composing.building import by_module
-from adapterhub.composing.factored import Matrix, finite
+from adapterhub.composing.factored import Matrix
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import AS_LORA, Options, Plan, checked_request
+from adapterhub.composing.tensors import Place, Tensors, named, rounded, value_of
 from adapterhub.composing.wholes import Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import Replacement
@@ -32,12 +34,13 @@ _MEANS = (
     *("ia3", "bitfit", "ln_tuning", "bottleneck", "compacter", "sparse_adapter", "adamix", "beft"),
 )
 _PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning")
-_SPARSE = ("fishmask", "diff_pruning")
+_SPARSE = ("fishmask", "diff_pruning", "shira")
 CAN: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_MEANS, ("average",)),
     **dict.fromkeys(_PROMPTS, ("average", "concat")),
     **dict.fromkeys(_SPARSE, ("sum", "average", "task_arithmetic")),
 }
+_MASK = "_mask"  # of a tensor that was pruned
 # Fields that do not change what the tensors mean.
 _IDLE = (
     *("name", "version", "peft_version", "inference_mode", "auto_mapping", "runtime_config"),
@@ -45,8 +48,6 @@ _IDLE = (
     *("feedforward_modules", "shapes", "init_ia3_weights", "model_name", "labels"),
     *("tokenizer_name_or_path", "prompt_tuning_init", "prompt_tuning_init_text", "exclude_modules"),
 )
-Place = tuple[str, str]
-Tensors = dict[Place, Tensor]
 
 
 def composed(inputs: Sequence[Input], options: Options) -> tuple[Plan, Adapter]:
@@ -67,6 +68,8 @@ def composed(inputs: Sequence[Input], options: Options) -> tuple[Plan, Adapter]:
     heads = wholes(inputs, weights, [_heads(each.adapter) for each in inputs], options.whole)
     if row.name == "concat":
         made, config = _concatenated(inputs, own)
+    elif kind == "shira":
+        made, config = scatter.scattered(inputs, weights, own)
     elif kind in _SPARSE:
         made, config = _union(inputs, weights, own)
     else:
@@ -96,6 +99,8 @@ def _refuse_unlike_configs(inputs: Sequence[Input]) -> None:
     first = inputs[0].adapter
     for other in inputs[1:]:
         fields = {*first.config, *other.adapter.config} - {*_IDLE, "num_virtual_tokens"}
+        if first.method == "shira":
+            fields -= {*scatter.CHOICE}
         differ = sorted(
             field
             for field in fields
@@ -143,23 +148,46 @@ def _mean(
     places = sorted({place for tensors in own for place in tensors})
     if kind != "ia3":
         _refuse_missing(inputs, own, places)
-    made: Tensors = {}
-    for place in places:
+    if kind == "adamix":
+        _refuse_unlike_scores(inputs, own, places)
+    masks = {(module, role) for module, role in places if role.endswith(_MASK)}
+    own = [_pruned(source, tensors) for source, tensors in zip(inputs, own, strict=True)]
+    made: Tensors = {place: _either(place, own) for place in masks}
+    for place in (place for place in places if place not in masks):
         shape = next(tensors[place].shape for tensors in own if place in tensors)
         total: Matrix = np.zeros(shape)
         for source, weight, tensors in zip(inputs, weights, own, strict=True):
-            value = _value(source, place, tensors[place]) if place in tensors else np.ones(shape)
+            value = value_of(source, place, tensors[place]) if place in tensors else np.ones(shape)
             _refuse_shape(source, place, value.shape, shape)
             total += weight * value
-        made[place] = _rounded(place, total)
+        made[place] = rounded(place, total)
     return made
+
+
+def _pruned(source: Input, tensors: Tensors) -> Tensors:
+    """With what its mask takes from a tensor taken: half of a mask is not the mask of a half."""
+    found = dict(tensors)
+    for (module, role), mask in tensors.items():
+        name = role.removesuffix(_MASK)
+        for place in ((module, name), (module, f"{name}_orig")):
+            if name != role and place in tensors:
+                kept = value_of(source, (module, role), mask)
+                _refuse_shape(source, place, tensors[place].shape, kept.shape)
+                found[place] = ArrayTensor(value_of(source, place, tensors[place]) * kept)
+    return found
+
+
+def _either(place: Place, own: Sequence[Tensors]) -> ArrayTensor:
+    """What any of the masks leaves."""
+    masks = [np.asarray(tensors[place].read()) != 0 for tensors in own]
+    return ArrayTensor(np.any(np.broadcast_arrays(*masks), axis=0).astype(np.float32))
 
 
 def _refuse_missing(
     inputs: Sequence[Input], own: Sequence[Tensors], places: Sequence[Place]
 ) -> None:
     missing = [
-        f"{source.name}: {_named(place)}"
+        f"{source.name}: {named(place)}"
         for source, tensors in zip(inputs, own, strict=True)
         for place in places
         if place not in tensors
@@ -173,30 +201,31 @@ def _refuse_missing(
         )
 
 
+def _refuse_unlike_scores(
+    inputs: Sequence[Input], own: Sequence[Tensors], places: Sequence[Place]
+) -> None:
+    """A mean of experts is the mean of the mixtures where all mix them alike, by their softmax."""
+    for place in places:
+        if not place[1].endswith("expert_score_weight"):
+            continue
+        scores = [value_of(s, place, t[place]) for s, t in zip(inputs, own, strict=True)]
+        if any(not np.array_equal(each, scores[0]) for each in scores):
+            raise NotMergeable(
+                f"{named(place)} differs between these adapters, which weigh their experts "
+                "differently: the mean of the experts is not that of the adapters",
+                details=[f"{s.name}: {x.tolist()}" for s, x in zip(inputs, scores, strict=True)],
+                remedy="average the experts of each by its scores first: one bottleneck each",
+            )
+
+
 def _refuse_shape(
     source: Input, place: Place, found: tuple[int, ...], wanted: tuple[int, ...]
 ) -> None:
     if found != wanted:
         raise NotMergeable(
-            f"{_named(place)} is {list(found)} in {source.name}, {list(wanted)} in another",
+            f"{named(place)} is {list(found)} in {source.name}, {list(wanted)} in another",
             remedy="compose adapters of one base, trained with one config",
         )
-
-
-def _value(source: Input, place: Place, tensor: Tensor) -> Matrix:
-    return finite(np.asarray(tensor.read(), np.float64), f"{source.name}: {_named(place)} has")
-
-
-def _rounded(place: Place, values: Matrix) -> ArrayTensor:
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    if not np.isfinite(single).all():
-        raise NotMergeable(f"{_named(place)} becomes infinite", remedy="give smaller weights")
-    return ArrayTensor(single)
-
-
-def _named(place: Place) -> str:
-    return ".".join(filter(None, place))
 
 
 # --- sparse deltas ----------------------------------------------------------------------------
@@ -213,7 +242,7 @@ def _union(
             continue
         values = (module, f"{role.removesuffix('.indices')}.values")
         indices, total = _added_up(inputs, weights, own, place, values)
-        made[place], made[values] = ArrayTensor(indices), _rounded(values, total)
+        made[place], made[values] = ArrayTensor(indices), rounded(values, total)
     return made, _shapes(inputs)
 
 
@@ -232,7 +261,7 @@ def _added_up(
     indices: Matrix = np.unique(np.concatenate([where for _, _, where, _ in found]))
     total: Matrix = np.zeros(len(indices))
     for source, weight, where, tensor in found:
-        total[np.searchsorted(indices, where)] += weight * _value(source, values, tensor)
+        total[np.searchsorted(indices, where)] += weight * value_of(source, values, tensor)
     return indices, total
 
 
@@ -272,7 +301,7 @@ def _concatenated(
     if len(places) != 1:
         raise NotSupported(
             "concat takes prompts of one matrix",
-            details=sorted(map(_named, places)),
+            details=sorted(map(named, places)),
             remedy="--method average",
         )
     place = places.pop()
@@ -281,7 +310,7 @@ def _concatenated(
     widths = {tensors[place].shape[1:] for tensors in own}
     if len(widths) > 1 or len(blocks) > 1:
         raise NotMergeable("these prompts differ in width", remedy="compose prompts of one base")
-    values = [_value(s, place, tensors[place]) for s, tensors in zip(inputs, own, strict=True)]
+    values = [value_of(s, place, tensors[place]) for s, tensors in zip(inputs, own, strict=True)]
     count = blocks.pop()
     parts = [
         value[block * n : (block + 1) * n]
@@ -289,7 +318,7 @@ def _concatenated(
         for n, value in zip(tokens, values, strict=True)
     ]
     config = {**inputs[0].adapter.config, "num_virtual_tokens": sum(tokens)}
-    return {place: _rounded(place, np.concatenate(parts))}, config
+    return {place: rounded(place, np.concatenate(parts))}, config
 
 
 def _tokens(source: Input, tensor: Tensor) -> int:

@@ -14,7 +14,7 @@ from adapterhub.adapter import Adapter
 from adapterhub.composing import Input, Options
 from adapterhub.formats import read
 from adapterhub.formats.roots import adapter_root
-from adapterhub.methods import LowRank, method
+from adapterhub.methods import LowRank, Replacement, method
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
 SIZES = {Q: (12, 8), V: (6, 8)}
@@ -55,9 +55,11 @@ def composed(inputs: list[Input], **options: Any) -> tuple[Adapter, composing.Re
 
 
 def deltas(adapter: Adapter) -> dict[str, Any]:
-    """scale·B·A of each module in fp64, by its meaning."""
+    """scale·B·A of each module in fp64, by its meaning; heads apart."""
     found = {}
     for part in method("lora").implementation.meaning(adapter):
+        if isinstance(part, Replacement):
+            continue
         assert isinstance(part, LowRank)
         b, a = (np.asarray(t.read(), np.float64) for t in (part.b, part.a))
         found[part.module] = part.scale * b @ a

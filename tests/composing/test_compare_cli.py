@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from test_compose_cli import run
 
 from adapterhub.cli import comparing, output
+from adapterhub.composing import comparing as comparing_room
 from adapterhub.composing import plot
 from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
 from adapterhub.errors import MissingExtra
@@ -135,6 +136,28 @@ def test_the_picture_is_the_same_twice(tmp_path: Path, three: list[Path], suffix
         width, height = struct.unpack(">II", one[16:24])
         assert 600 < width < 3000 and 400 < height < 2500
         assert b"tEXt" not in one and b"IEND" in one[-12:]
+
+
+@drawn
+def test_a_picture_shows_layers_by_modules_and_adapters_by_adapters(three: list[Path]) -> None:
+    found = comparing_room.compare(three)
+    modules, adapters = plot.draw(found).axes[:2]
+    cosines = {one.module: one.cosine for one in found.modules}
+    expected = np.full((12, 2), np.nan)
+    for module, value in cosines.items():
+        expected[int(module.split(".")[2]), int(module == V)] = value
+    layers, columns = modules.get_yticklabels(), modules.get_xticklabels()
+    assert [label.get_text() for label in layers] == [str(n) for n in range(12)]
+    assert [label.get_text() for label in columns] == ["q_proj", "v_proj"]
+    shown = np.ma.filled(modules.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(shown, expected, equal_nan=True)
+    matrix = np.ma.filled(adapters.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(matrix, np.array(found.cosine, np.float64))
+    written = [text.get_text() for text in adapters.texts]
+    flat = [value for row in found.cosine for value in row]
+    assert written == [f"{value:.2f}".replace("-", "−") for value in flat if value is not None]
+    names = [label.get_text() for label in adapters.get_yticklabels()]
+    assert names == [f"{n + 1} {path.name}" for n, path in enumerate(three)]
 
 
 @drawn

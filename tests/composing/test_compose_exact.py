@@ -12,9 +12,10 @@ from composing_building import SIZES, Q, V, assert_close, composed, deltas, dens
 from safetensors.numpy import load_file, save_file
 
 from adapterhub import composing
-from adapterhub.composing import Options
+from adapterhub.composing import Input, Options
 from adapterhub.composing.cases import Case, Cases
 from adapterhub.composing.factored import Factors, svd
+from adapterhub.composing.table import method as method_of
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
 from adapterhub.formats import read
 from adapterhub.methods import BiasDelta, method
@@ -117,6 +118,41 @@ def test_what_is_written_is_read_again_with_its_lineage(tmp_path: Path) -> None:
     assert [each["weight"] for each in manifest["lineage"]["inputs"]] == [0.5, 2.0]
     assert manifest["lineage"]["parameters"]["reproducible"] is True
     assert len(load_file(tmp_path / "out" / "adapter_model.safetensors")) == 4
+
+
+def lineage_of(tmp_path: Path, inputs: list[Input], options: Options) -> Any:
+    plan = composing.plan(inputs, options)
+    composing.write(plan, composing.adapter_of(plan, composing.run(plan)), tmp_path / "out")
+    return json.loads((tmp_path / "out" / "adapterhub.json").read_text())["lineage"]
+
+
+@pytest.mark.parametrize("order", ["abc", "cab"])
+def test_a_lineage_has_inputs_in_order_method_parameters_and_seed(
+    order: str, tmp_path: Path
+) -> None:
+    inputs = [given(lora(tmp_path / name, ord(name)), ord(name) / 64) for name in order]
+    options = Options(
+        "della", {"density": 0.4}, rank=2, seed=7, weights={1: Cases((Case("q_proj", 2.0),))}
+    )
+    told = lineage_of(tmp_path, inputs, options)
+    assert [each["weights_root"] for each in told["inputs"]] == [each.root for each in inputs]
+    assert [each["weight"] for each in told["inputs"]] == [each.weight for each in inputs]
+    assert told["parameters"] == {
+        "method": "della",
+        "parameters": method_of("della").settings({"density": 0.4}),
+        "rank": 2,
+        "energy": None,
+        "whole": "refuse",
+        "force_base": False,
+        "reproducible": False,
+        "weights": {"1": [{"filter": "q_proj", "value": 2.0}]},
+        "seed": 7,
+    }
+
+
+def test_a_seed_stands_where_it_decides(tmp_path: Path) -> None:
+    told = lineage_of(tmp_path, [given(lora(tmp_path / "a", 1))], Options("ties", seed=7))
+    assert "seed" not in told["parameters"] and told["parameters"]["reproducible"] is False
 
 
 # --- refusals ---------------------------------------------------------------------------------

@@ -7,15 +7,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import dense_oracles as oracles
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from composing_building import Q, V, assert_close, deltas, lora
+from composing_building import SIZES, Q, V, assert_close, deltas, lora
+from safetensors.numpy import load_file, save_file
 
 from adapterhub import api
 from adapterhub.cli import main
 from adapterhub.composing.cases import Case, Cases
-from adapterhub.composing.recipe import parse, read, recipe_of
+from adapterhub.composing.recipe import parse, read, recipe_of, to_yaml
+from adapterhub.composing.run import seed_of
+from adapterhub.composing.table import method
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, SchemaError
 from adapterhub.formats import read as read_adapter
 from adapterhub.registry import Registry
@@ -89,6 +94,103 @@ def test_cases_and_parameters_are_read(tmp_path: Path) -> None:
     found = read(recipe(tmp_path, rank=[{"filter": "q", "value": 4}], seed=7, whole="average"))
     assert found.models[1][1] == Cases((Case("v_proj", 2), Case(None, -1)))
     assert (found.seed, found.whole, found.rank) == (7, "average", Cases((Case("q", 4),)))
+
+
+WHOLE_RECIPE = """
+merge_method: dare_linear
+base_model: owner/base
+models:
+  - model: a
+    parameters: {weight: 0.7}
+  - model: b
+    parameters: {weight: [{filter: "*.1.*.v_proj", value: -2}, {value: 0.3}]}
+parameters:
+  density: [{filter: q_proj, value: 0.4}, {filter: v_proj, value: 0.8}]
+  lambda: 1.5
+rank: [{filter: q_proj, value: 5}]
+energy: [{filter: v_proj, value: 0.9}]
+whole: b
+seed: 11
+name: from/recipe
+"""
+
+
+def headed(path: Path, seed: int) -> Path:
+    file = lora(path, seed, modules_to_save=["score"]) / "adapter_model.safetensors"
+    head = {"base_model.model.score.weight": np.full((3, 8), seed, np.float32)}
+    save_file({**load_file(file), **head}, file, {"format": "pt"})
+    return path
+
+
+def test_every_key_of_a_recipe_counts(tmp_path: Path, registry: Registry) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        registry.add(headed(tmp_path / name, seed), name=name)
+    (tmp_path / "recipe.yaml").write_text(WHOLE_RECIPE)
+    made = api.compose(recipe=tmp_path / "recipe.yaml", registry=registry)
+    assert made.version is not None and made.version.startswith("from/recipe@sha256:")
+    adapter = registry.load("from/recipe").adapter
+    both = [registry.load(name).adapter for name in "ab"]
+    asked = method("dare_linear").settings({"lambda": 1.5})
+    weights = {Q: [0.7, 0.3], V: [0.7, -2.0]}
+    expected = {
+        module: oracles.dare_linear(
+            [deltas(each)[module] for each in both],
+            weights[module],
+            {**asked, "density": density},
+            seed_of(11, module, 0),
+        )
+        for module, density in ((Q, 0.4), (V, 0.8))
+    }
+    u, s, vt = np.linalg.svd(expected[Q], full_matrices=False)
+    expected[Q] = u[:, :5] * s[:5] @ vt[:5]
+    u, s, vt = np.linalg.svd(expected[V], full_matrices=False)
+    kept = int(np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.9)) + 1
+    expected[V] = u[:, :kept] * s[:kept] @ vt[:kept]
+    assert 1 < kept < len(s)
+    assert_close(deltas(adapter), expected, 1e-5)
+    assert (adapter.modules["score"]["replace:weight"].read() == 2).all()
+
+
+def test_the_recipe_that_is_shown_makes_the_same(tmp_path: Path, registry: Registry) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        registry.add(headed(tmp_path / name, seed), name=name)
+    (tmp_path / "recipe.yaml").write_text(WHOLE_RECIPE)
+    made = api.compose(recipe=tmp_path / "recipe.yaml", registry=registry)
+    told = registry.load("from/recipe")
+    assert told.manifest is not None
+    found = recipe_of(told.manifest["lineage"])
+    assert found is not None
+    digests = [registry.load(name).digest for name in "ab"]
+    assert [each["model"] for each in found["models"]] == digests
+    assert (found["whole"], found["seed"]) == (digests[1], 11)
+    document = yaml.safe_load(WHOLE_RECIPE)
+    for key in ("merge_method", "rank", "energy"):
+        assert found[key] == document[key]
+    assert found["parameters"].items() >= document["parameters"].items()
+    (tmp_path / "again.yaml").write_text(to_yaml(found))
+    again = api.compose(recipe=tmp_path / "again.yaml", name="again", registry=registry)
+    assert again.version is not None and made.version is not None
+    assert again.version.partition("@")[2] == made.version.partition("@")[2]
+
+
+def test_a_recipe_s_base_is_known_by_its_digest(tmp_path: Path, registry: Registry) -> None:
+    roots = {}
+    for name, seed in (("one", 1), ("other", 2)):
+        path = tmp_path / name
+        path.mkdir()
+        dice = np.random.default_rng(seed)
+        weights = {f"{m}.weight": dice.standard_normal(shape) for m, shape in SIZES.items()}
+        save_file({k: v.astype("f") for k, v in weights.items()}, path / "model.safetensors")
+        (path / "config.json").write_text('{"model_type": "unheard-of"}')
+        roots[name] = registry.base.add(path)["name"]
+    registry.add(lora(tmp_path / "a", 1), name="a", base=tmp_path / "one")
+    models = [{"model": "a", "parameters": {"weight": 2}}]
+    wrong = recipe(tmp_path, models=models, base_model=roots["other"])
+    with pytest.raises(BaseMismatch, match="the recipe is for") as error:
+        api.compose(recipe=wrong, registry=registry)
+    assert error.value.details[0].endswith("is for owner/base")
+    assert not (tmp_path / "out").exists()
+    api.compose(recipe=recipe(tmp_path, models=models, base_model=roots["one"]), registry=registry)
 
 
 @pytest.mark.parametrize(

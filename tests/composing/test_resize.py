@@ -17,7 +17,7 @@ from adapterhub import formats
 from adapterhub.adapter import Adapter
 from adapterhub.base import open_base
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
-from adapterhub.methods import Delta, LowRank, method
+from adapterhub.methods import Delta, LowRank, Transform, method
 from adapterhub.registry.naming import Naming
 from adapterhub.registry.shaped import settled
 
@@ -128,6 +128,9 @@ def test_heads_and_biases_come_along(tmp_path: Path) -> None:
 
 PROJECTIONS = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
 CONV1D = {"target_modules": ["c_attn", "mlp.c_proj"]}
+BANK = {"r": 3, "num_vectors": 16, "vector_length": 4, "topk": 2}
+TOPK = {"save_only_topk_weights": True}
+MINI = {"r": 8, "mini_r": 2, "init_weights": "mini"}
 METHODS: list[tuple[str, str, dict[str, Any], Kind, int]] = [
     ("loha", "LoHaConfig", {**PROJECTIONS, "r": 2, "alpha": 3}, LLAMA, 4),
     ("lokr", "LoKrConfig", {**PROJECTIONS, "r": 2, "alpha": 5, "decompose_factor": 4}, LLAMA, 99),
@@ -140,7 +143,18 @@ METHODS: list[tuple[str, str, dict[str, Any], Kind, int]] = [
     ("gralora", "GraloraConfig", {**PROJECTIONS, "r": 4}, LLAMA, 8),
     ("c3a", "C3AConfig", {**PROJECTIONS, "block_size": 4}, LLAMA, 99),
     ("adalora", "AdaLoraConfig", {**PROJECTIONS, "init_r": 3, "total_step": 9}, LLAMA, 3),
+    ("lokr-whole", "LoKrConfig", {**PROJECTIONS, "r": 64, "decompose_factor": 4}, LLAMA, 99),
+    ("gralora-hybrid", "GraloraConfig", {**PROJECTIONS, "r": 4, "hybrid_r": 2}, LLAMA, 10),
+    ("vblora", "VBLoRAConfig", {**PROJECTIONS, **BANK}, LLAMA, 3),
+    ("vblora-topk", "VBLoRAConfig", {**PROJECTIONS, **BANK, **TOPK}, LLAMA, 3),
+    ("pvera", "PveraConfig", {**PROJECTIONS, "r": 4}, LLAMA, 4),
+    ("miss", "MissConfig", {**PROJECTIONS, "r": 3}, LLAMA, 3),
+    ("miss-mini", "MissConfig", {**PROJECTIONS, **MINI}, LLAMA, 8),
+    ("waveft", "WaveFTConfig", {**PROJECTIONS, "n_frequency": 9}, LLAMA, 99),
 ]
+# What stays a product of factors, to the bit: no decomposition, whatever rank is asked for.
+OF_FACTORS = {"loha": 4, "vera": 4, "delora": 3, "gralora": 8, "adalora": 3, "gralora-hybrid": 10}
+OF_FACTORS |= {"vblora": 3, "vblora-topk": 3, "pvera": 4, "miss": 3, "miss-mini": 8}
 
 
 def trained(tmp_path: Path, config: str, fields: dict[str, Any], kind: Kind) -> Any:
@@ -158,12 +172,19 @@ def trained(tmp_path: Path, config: str, fields: dict[str, Any], kind: Kind) -> 
     return live
 
 
+NOWHERE: Any = None  # no method here looks around
+
+
 def dense(path: Path, base: Path) -> dict[str, Any]:
     adapter = opened(path)
     naming, found = Naming(open_base(base)), {}
     for part in settled(naming, method(adapter.method).implementation.meaning(adapter)):
-        assert isinstance(part, LowRank | Delta)
-        if isinstance(part, LowRank):
+        assert isinstance(part, LowRank | Delta | Transform)
+        if isinstance(part, Transform):  # PEFT's own sum
+            weight = np.asarray(naming.base.tensors[f"{part.module}.weight"].read(), np.float64)
+            became = part.within(NOWHERE)(weight.astype(np.float32))
+            found[part.module] = became.astype(np.float64) - weight
+        elif isinstance(part, LowRank):
             b, a = (np.asarray(t.read(), np.float64) for t in (part.b, part.a))
             found[part.module] = part.scale * b @ a
         else:
@@ -200,12 +221,80 @@ def test_what_adds_becomes_a_lora(
         assert away == pytest.approx(lost, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", OF_FACTORS)
+def test_what_has_factors_keeps_them(name: str, tmp_path: Path) -> None:
+    config, fields, kind = next(row[1:4] for row in METHODS if row[0] == name)
+    trained(tmp_path, config, fields, kind)
+    report = ah.resize(tmp_path / "adapter", rank=99, base=tmp_path / "base", out=tmp_path / "out")
+    assert {one.rank for one in report.modules} == {OF_FACTORS[name]}
+    assert report.error is None
+
+
+def test_what_peft_adds_needs_a_base_and_is_compared_as_a_sum(tmp_path: Path) -> None:
+    trained(tmp_path, "WaveFTConfig", {**PROJECTIONS, "n_frequency": 9}, LLAMA)
+    path, base = tmp_path / "adapter", tmp_path / "base"
+    with pytest.raises(NotSupported, match="hangs on the shapes of its base"):
+        ah.resize(path, rank=99, out=tmp_path / "out")
+    report = ah.resize(path, rank=99, base=base, out=tmp_path / "out")
+    assert not report.reproducible
+    found = ah.compare([path, tmp_path / "out"], base=base)
+    assert found.pairs[0].cosine == pytest.approx(1, abs=1e-6)
+    assert found.adapters[0].norm == pytest.approx(found.adapters[1].norm, rel=1e-6)
+    with pytest.raises(NotSupported) as error:
+        ah.compare([path, tmp_path / "out"])
+    assert "--base BASE" in error.value.details[0]
+
+
+def test_miss_by_hand(tmp_path: Path) -> None:
+    """ΔW[o, i] = M[i mod r, o]"""
+    from adapterhub.composing.converting import _miss
+    from adapterhub.tensorfile import ArrayTensor
+
+    block = ArrayTensor(np.array([[1, 2, 3], [4, 5, 6]], np.float32))
+    a, b = (tensor.read() for tensor in _miss(block, (3, 5)))
+    assert (b @ a).tolist() == [[1, 4, 1, 4, 1], [2, 5, 2, 5, 2], [3, 6, 3, 6, 3]]
+    a, b = (tensor.read() for tensor in _miss(block, (6, 3)))  # mini
+    assert (b @ a).tolist() == 2 * [[1, 4, 1], [2, 5, 2], [3, 6, 3]]
+
+
 def test_loha_needs_no_base_and_has_rank_squared(tmp_path: Path) -> None:
     trained(tmp_path, "LoHaConfig", {"target_modules": ["q_proj"], "r": 3, "alpha": 4}, LLAMA)
     report = ah.resize(tmp_path / "adapter", rank=9, out=tmp_path / "out")
     assert {one.rank for one in report.modules} == {9}
     assert report.reproducible and report.error is None and report.method == "loha"
     assert_close(deltas(opened(tmp_path / "out")), dense(tmp_path / "adapter", tmp_path / "base"))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_factors_made_anew_from_a_seed_are_not_the_same_everywhere(
+    saved: bool, tmp_path: Path
+) -> None:
+    fields = {**PROJECTIONS, "r": 4, "d_initial": 0.3, "save_projection": saved}
+    trained(tmp_path, "VeraConfig", fields, LLAMA)
+    report = ah.resize(tmp_path / "adapter", rank=4, base=tmp_path / "base", out=tmp_path / "out")
+    assert report.error is None and report.reproducible is saved
+    manifest = json.loads((tmp_path / "out" / "adapterhub.json").read_text())
+    assert manifest["lineage"]["parameters"]["reproducible"] is saved
+
+
+def test_a_change_of_an_embedding_is_that_of_its_transpose(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    model(LLAMA).save_pretrained(tmp_path / "base")
+    path, name = tmp_path / "adapter", "model.embed_tokens"
+    path.mkdir()
+    change = np.zeros((24, 16), np.float32)
+    change[3:6, 2:9] = np.random.default_rng(1).standard_normal((3, 7))
+    where = np.flatnonzero(change).astype(np.int64)
+    tensors = {f"{name}:weight.indices": where, f"{name}:weight.values": change.reshape(-1)[where]}
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = {"adapterhub": 1, "method": "fishmask", "shapes": {f"{name}.weight": [24, 16]}}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    ah.resize(path, rank=3, base=tmp_path / "base", out=tmp_path / "out")
+    found = opened(tmp_path / "out").modules[name]
+    b, a = (found[f"lora_embedding_{side}"].read() for side in "BA")
+    assert (b.shape, a.shape) == ((16, 3), (3, 24))
+    assert np.allclose((b @ a).T, change, atol=1e-5)
 
 
 def test_biases_become_those_of_lora_b(tmp_path: Path) -> None:
@@ -234,6 +323,25 @@ def test_what_is_no_sum_is_refused_by_name(tmp_path: Path) -> None:
     assert "adapterhub extract" in error.value.remedy
     assert "model.layers.0.mlp.down_proj" in error.value.details
     assert not out.exists()
+
+
+OF_A_BASE: list[tuple[str, dict[str, Any]]] = [
+    ("HiraConfig", {"r": 3}),
+    ("MissConfig", {"r": 4, "init_weights": "bat"}),
+    ("OFTConfig", {"oft_block_size": 4}),
+    ("GloraConfig", {"r": 3}),
+    ("PsoftConfig", {"r": 3}),
+]
+
+
+@pytest.mark.parametrize(("config", "fields"), OF_A_BASE)
+def test_so_is_what_hangs_on_the_weights(
+    config: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    trained(tmp_path, config, {**PROJECTIONS, **fields}, LLAMA)
+    with pytest.raises(NotMergeable, match="no LoRA is the same for every base"):
+        ah.resize(tmp_path / "adapter", rank=4, base=tmp_path / "base", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_dora_is_refused_by_name(tmp_path: Path) -> None:
