@@ -183,6 +183,15 @@ def check_rank(rank: int | None) -> None:
         raise InvalidOption(f"rank {said}", remedy="a rank is a whole number, 1 or more")
 
 
+def check_share(name: str, value: float | None) -> None:
+    """Raises InvalidOption."""
+    if value is None:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:
+        raise InvalidOption(f"{name} {value!r:.60}", remedy="a share is above 0 and at most 1")
+
+
 def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | None = None) -> int:
     """How many of the singular values `s` to keep, at least one.
 
@@ -190,8 +199,7 @@ def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | N
     all of `s`. Raises InvalidOption for what is out of range.
     """
     check_rank(rank)
-    if energy is not None and not 0 < energy <= 1:
-        raise InvalidOption(f"energy {energy}", remedy="a share of the energy is in (0, 1]")
+    check_share("energy", energy)
     kept = len(s) if rank is None else min(rank, len(s))
     if energy is not None:
         sums = np.cumsum(np.square(s))

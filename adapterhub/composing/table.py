@@ -256,8 +256,8 @@ TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
 
 def method(name: str) -> Method:
     """The row of a method. Raises InvalidOption, with the nearest names."""
-    if name not in TABLE:
-        near = get_close_matches(name, TABLE, n=3, cutoff=0.4)
+    if not isinstance(name, str) or name not in TABLE:
+        near = get_close_matches(str(name)[:100], TABLE, n=3, cutoff=0.4)
         known = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(TABLE)}"
-        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=known)
+        raise InvalidOption(f"there is no method {name!r:.100} to compose with", remedy=known)
     return TABLE[name]
