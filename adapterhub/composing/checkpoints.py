@@ -189,6 +189,11 @@ class Checkpoints:
             )
         return tuple(found)
 
+    def check_unchanged(self) -> None:
+        """Raises InvalidBase where a file of either is not the one that was opened."""
+        for each in (self.base, self.tuned):
+            each.check_unchanged()
+
     @property
     def known(self) -> ModelClass | None:
         """The class of the fine-tuned model."""

@@ -16,7 +16,7 @@ from adapterhub.composing.beside import Weights
 from adapterhub.composing.comparison import Bases, Compared, Comparison, Measured, Pair
 from adapterhub.composing.converting import ADDED_BY_PEFT, summed
 from adapterhub.composing.figures import Delta, Meeting, Signs, meet, sampled, signs
-from adapterhub.composing.inputs import Input, compared_bases, input_of
+from adapterhub.composing.inputs import Input, check_unchanged, compared_bases, input_of
 from adapterhub.composing.meeting import Place, places
 from adapterhub.composing.window import Progress, in_order
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
@@ -77,6 +77,7 @@ def compare(
     with opened(registry) as reg:
         inputs = [input_of(reg.load(each, allow_pickle=allow_pickle)) for each in adapters]
         found = compared(inputs, _bases(reg, inputs, base), exact=exact, on_plan=on_plan)
+        check_unchanged(inputs)
     if plot is not None:
         picture.write(found, Path(plot))
     return found

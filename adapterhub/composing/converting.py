@@ -171,6 +171,7 @@ def _refuse(source: Input, meaning: Meaning) -> None:
 def _site(naming: Naming | None, part: Delta) -> Site:
     """Of a dense change. Without a base a matrix is taken for that of a linear layer."""
     shape = part.value.shape
+    sites.refuse_empty(part.module, shape)
     if naming is not None:
         there = weight_shape(naming, part.module)
         if math.prod(there) != math.prod(shape) or there[0] != shape[0]:

@@ -16,6 +16,7 @@ from adapterhub.adapter import BaseClaim
 from adapterhub.base import Base
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.checkpoints import Checkpoints, Pair, checkpoints
+from adapterhub.composing.factored import check_share
 from adapterhub.composing.methods import Made
 from adapterhub.composing.native import biases, sparse
 from adapterhub.composing.result import ModuleReport, total_error
@@ -68,8 +69,7 @@ class Extraction:
             )
         if ranks:
             Sizing(self.rank, self.energy)
-        if self.sparse is not None and not 0 < self.sparse <= 1:
-            raise InvalidOption(f"sparse {self.sparse}", remedy="a share above 0, at most 1")
+        check_share("sparse", self.sparse)
         if self.rest not in REST:
             raise InvalidOption(f"rest is {self.rest!r}", remedy=f"one of {', '.join(REST)}")
         if self.targets and not ranks:
@@ -132,7 +132,8 @@ def extract(
 
     Raises InvalidOption, BaseMismatch, NotSupported, OutputError; nothing is written then.
     """
-    options = Extraction(rank, energy, biases_only, sparse, tuple(targets), rest)
+    narrowed = (targets,) if isinstance(targets, str) else tuple(targets)
+    options = Extraction(rank, energy, bool(biases_only), sparse, narrowed, rest)
     check_target(name, out)
     with opened(registry) as reg:
         old, new = reg.base.resolve(base), reg.base.resolve(finetuned)
@@ -147,10 +148,9 @@ def extract(
                 remedy="name the base, then what was fine-tuned from it",
             )
         found = _found(both, options, comparing or _nobody)
-        for each in (old, new):
-            each.check_unchanged()
         made = Artefact(found.adapter, _record(old, roots[0]), _lineage(options, roots))
-        version = deliver(made, name, out, reg, [str(base), str(finetuned)])
+        inputs = [str(base), str(finetuned)]
+        version = deliver(made, name, out, reg, inputs, both.check_unchanged)
         return Extracted(
             version=version,
             out=None if out is None else str(out),

@@ -191,12 +191,13 @@ def check_rank(rank: int | None) -> None:
         raise InvalidOption(f"rank {said}", remedy="a rank is a whole number, 1 or more")
 
 
-def check_energy(energy: float | None) -> None:
+def check_share(name: str, value: float | None) -> None:
     """Raises InvalidOption."""
-    if energy is not None and not 0 < energy <= 1:
-        raise InvalidOption(
-            f"energy {energy:g}", remedy="a share of the energy is above 0, at most 1: 0.99"
-        )
+    if value is None:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:
+        raise InvalidOption(f"{name} {value!r:.60}", remedy="a share is above 0, at most 1: 0.99")
 
 
 def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | None = None) -> int:
@@ -206,7 +207,7 @@ def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | N
     all of `s`, but for 10⁻¹² of it. Raises InvalidOption for what is out of range.
     """
     check_rank(rank)
-    check_energy(energy)
+    check_share("energy", energy)
     kept = len(s) if rank is None else min(rank, len(s))
     if energy is not None:
         sums = np.cumsum(np.square(s))

@@ -13,7 +13,7 @@ from adapterhub.composing.factored import Factors, Matrix, finite, stacked
 from adapterhub.composing.figures import Delta as Known
 from adapterhub.composing.figures import DenseDelta, low_rank
 from adapterhub.composing.inputs import Input
-from adapterhub.composing.sites import Term, read, sites
+from adapterhub.composing.sites import Term, read, refuse_empty, sites
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import BiasDelta, Delta, Meaning
 
@@ -139,6 +139,7 @@ def _additions(number: int, source: Input, meaning: Meaning) -> dict[str, Additi
         if isinstance(part, Delta | BiasDelta):
             bias = isinstance(part, BiasDelta) or part.parameter == "bias"
             name = f"{part.module}.bias" if bias else part.module
+            refuse_empty(part.module, part.value.shape)
             form = _form(part.value.shape)
             known = found.get(name, Addition(number, part.module, form))
             _check(known, form)

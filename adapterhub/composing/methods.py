@@ -121,7 +121,7 @@ class Method:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""
         known = {parameter.name: parameter for parameter in self.parameters}
-        if unknown := sorted(given.keys() - known.keys()):
+        if unknown := sorted(map(str, given.keys() - known.keys())):
             has = ", ".join(known)
             raise InvalidOption(
                 f"{self.name} has no parameter {unknown[0]!r}",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from adapterhub.composing.cases import Cases, checked, of, unused
-from adapterhub.composing.factored import check_energy, check_rank
-from adapterhub.composing.inputs import Input, cancels, check_bases
+from adapterhub.composing.factored import check_rank, check_share
+from adapterhub.composing.inputs import Input, cancels, check_bases, check_weight
 from adapterhub.composing.methods import Method
 from adapterhub.composing.sites import Site, Term, refuse_spellings, sites
 from adapterhub.composing.table import method
@@ -45,16 +45,19 @@ class Options:
 
     def __post_init__(self) -> None:
         checked(self.rank, check_rank)
-        checked(self.energy, check_energy)
-        for weight in self.weights.values():
-            checked(weight, _weight)
-        if not 0 <= self.seed < 1 << 64:
-            raise InvalidOption(f"seed {self.seed}", remedy="a seed is from 0 to 2⁶⁴ - 1")
+        checked(self.energy, partial(check_share, "energy"))
+        for number, weight in self.weights.items():
+            checked(weight, partial(check_weight, f"adapter {number + 1}"))
+        is_number = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if not is_number or not 0 <= self.seed < 1 << 64:
+            raise InvalidOption(
+                f"seed {self.seed!r:.60}", remedy="a seed is a whole number from 0 to 2⁶⁴ - 1"
+            )
+        self.settings()
 
-
-def _weight(weight: float) -> None:
-    if not math.isfinite(weight):
-        raise InvalidOption(f"weight {weight}", remedy="give a finite number")
+    def settings(self) -> dict[str, Any]:
+        """The method's parameters. Raises InvalidOption, as for a method that is not known."""
+        return method(self.method).settings(self.parameters)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from adapterhub.composing import sites
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.converting import Addition, Additive, additive
 from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, finite, rank_for, svd
-from adapterhub.composing.inputs import Input, input_of
+from adapterhub.composing.inputs import Input, check_unchanged, input_of
 from adapterhub.composing.methods import Made
 from adapterhub.composing.result import ModuleReport, total_error
 from adapterhub.composing.run import Composed, finished, nothing, sketch_seed
@@ -90,19 +90,26 @@ def resize(
     Raises InvalidOption, NotMergeable for what is no sum (what multiplies, DoRA), NotSupported,
     BaseMismatch, OutputError; nothing is written then.
     """
-    sizing = Sizing(rank, energy, uniform)
+    sizing = Sizing(rank, energy, bool(uniform))
     check_target(name, out)
     with opened(registry) as reg:
         loaded = reg.load(adapter, allow_pickle=allow_pickle)
         source = input_of(loaded)
-        found = additive(source, _base(reg, source, base))
+        of = _base(reg, source, base)
+        found = additive(source, of)
         progress = on_plan(len(found.additions)) if on_plan else None
         done = run(found, sizing, progress)
         exact = _is_exact(found, done)
         made = Artefact(
             _adapter(source, found, done), _record(source), _lineage(source, sizing, exact)
         )
-        version = deliver(made, name, out, reg, [source.name])
+
+        def check() -> None:
+            check_unchanged([source])
+            if of:
+                of.check_unchanged()
+
+        version = deliver(made, name, out, reg, [source.name], check)
         return Resized(
             version=version,
             out=None if out is None else str(out),
@@ -267,6 +274,8 @@ def uniform_rank(matrices: Sequence[tuple[Svd, float]], sizing: Sizing) -> int:
     return rank_for(np.sqrt(spectrum), sizing.rank, sizing.energy, total)
 
 
+@default_float_mode()
+@np.errstate(over="ignore", invalid="ignore")
 def _cut(known: _Known, rank: int, has_bias: bool) -> Composed:
     each = known.addition
     if not known.matrices:

@@ -68,12 +68,14 @@ class Site:
 def sites(inputs: Sequence[Input], meanings: Sequence[Meaning]) -> tuple[Site, ...]:
     """Every site that an input adapts, sorted by name.
 
-    Raises BaseMismatch, with all of them, where inputs have different shapes for one parameter.
+    Raises BaseMismatch, with all of them, where inputs have different shapes for one parameter;
+    NotMergeable for shapes without elements.
     """
     found: dict[tuple[str, str | None], list[Term]] = {}
     for number, (source, meaning) in enumerate(zip(inputs, meanings, strict=True)):
         for part in meaning:
             if isinstance(part, LowRank):
+                refuse_empty(part.module, (*part.a.shape, *part.b.shape))
                 term = Term(number, source.weight, part, _rank(source, part))
                 found.setdefault((part.module, part.parameter), []).append(term)
     wrong = [said for terms in found.values() if (said := _misfit(inputs, terms))]
@@ -85,6 +87,15 @@ def sites(inputs: Sequence[Input], meanings: Sequence[Meaning]) -> tuple[Site, .
         )
     _refuse_turned(inputs, found.values())
     return tuple(_site(found[key]) for key in sorted(found, key=lambda key: (key[0], key[1] or "")))
+
+
+def refuse_empty(module: str, shape: Sequence[int]) -> None:
+    """Raises NotMergeable for a matrix without elements, which nothing can be said of."""
+    if 0 in shape:
+        raise NotMergeable(
+            f"what is added to {shown(module)} is a matrix without elements",
+            remedy="this adapter is damaged; get it anew",
+        )
 
 
 def _refuse_turned(inputs: Sequence[Input], found: Iterable[Sequence[Term]]) -> None:

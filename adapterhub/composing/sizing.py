@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapterhub.composing.factored import check_energy, check_rank
+from adapterhub.composing.factored import check_rank, check_share
 from adapterhub.errors import InvalidOption
 
 
@@ -26,4 +26,4 @@ class Sizing:
                 remedy="--rank 16, or --energy 0.99 (1 keeps all)",
             )
         check_rank(self.rank)
-        check_energy(self.energy)
+        check_share("energy", self.energy)

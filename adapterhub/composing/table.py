@@ -264,13 +264,18 @@ _ELSEWHERE = {
 
 def method(name: str) -> Method:
     """The row of a method. Raises InvalidOption, with the nearest names."""
+    if not isinstance(name, str):
+        raise InvalidOption(
+            f"there is no method {name!r:.60} to compose with", remedy="give the name of one"
+        )
     if name in _ELSEWHERE:
-        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=_ELSEWHERE[name])
+        known = f"{_ELSEWHERE[name]}; adapterhub compose --methods lists all"
+        raise InvalidOption(f"there is no method {name!r} to compose with", remedy=known)
     if name not in TABLE:
-        near = _nearest(name.lower())
+        near = _nearest(name[:100].lower())
         known = f"did you mean {' or '.join(near)}? " if near else ""
         raise InvalidOption(
-            f"there is no method {name!r} to compose with",
+            f"there is no method {name!r:.100} to compose with",
             remedy=f"{known}adapterhub compose --methods lists them",
         )
     return TABLE[name]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adapterhub.composing import recipe as recipes
 from adapterhub.composing import tensorwise
-from adapterhub.composing.cases import Cases
-from adapterhub.composing.inputs import Input, input_of
+from adapterhub.composing.cases import Cases, checked
+from adapterhub.composing.inputs import Input, check_unchanged, check_weight, input_of
 from adapterhub.composing.plan import Options, plan
 from adapterhub.composing.recipe import Recipe
 from adapterhub.composing.result import Report, adapter_of, artefact, report
 from adapterhub.composing.run import run
+from adapterhub.composing.table import method as find_method
 from adapterhub.composing.wholes import AVERAGE, REFUSE
 from adapterhub.composing.window import Progress
 from adapterhub.composing.writing import check_target, deliver
@@ -80,14 +82,15 @@ def compose(
             )
         wanted = recipes.read(Path(recipe))
     else:
-        models = tuple((spec if isinstance(spec, tuple) else (spec, 1.0)) for spec in adapters)
+        models = _models(adapters)
         wanted = Recipe(method, models, parameters or {}, None, rank, energy, whole, seed)
     name, out = _place(wanted, name, out)
+    options = _options(wanted, force_base)  # all that needs no file is checked before one is read
     with opened(registry) as reg:
         inputs = [_input(reg, spec, weight, allow_pickle) for spec, weight in wanted.models]
         if wanted.base_model is not None:
             _check_base(reg, wanted.base_model, inputs)
-        options = _options(wanted, inputs, force_base)
+        options = replace(options, whole=_whole(wanted, inputs))
         if all(each.adapter.method == "lora" for each in inputs):
             planned = plan(inputs, options)
             done = run(planned, progress=on_plan(len(planned.sites)) if on_plan else None)
@@ -96,7 +99,8 @@ def compose(
             planned, made = tensorwise.composed(inputs, options)
             told = report(planned, ())
         names = [each.name for each in inputs]
-        version = deliver(artefact(planned, made), name, out, reg, names)
+        check = partial(check_unchanged, inputs)
+        version = deliver(artefact(planned, made), name, out, reg, names, check)
         return Composition(version, None if out is None else str(out), told)
 
 
@@ -110,16 +114,32 @@ def _place(
     return name, out
 
 
-def _options(wanted: Recipe, inputs: Sequence[Input], force_base: bool) -> Options:
+def _models(adapters: Sequence[AdapterSpec]) -> tuple[tuple[str | Path, float], ...]:
+    """Raises InvalidOption for what is no adapter, and no pair of one and its weight."""
+    if isinstance(adapters, str | Path):
+        raise InvalidOption(f"{adapters} alone is no list of adapters", remedy=f"[{adapters!r}]")
+    pairs = [(spec, 1.0) if isinstance(spec, str | Path) else spec for spec in adapters]
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str | Path)):
+            raise InvalidOption(
+                f"{pair!r:.100} is no adapter", remedy="a ref, a path, or (one of them, a weight)"
+            )
+    return tuple((spec, check_weight(str(spec), weight)) for spec, weight in pairs)
+
+
+def _options(wanted: Recipe, force_base: bool) -> Options:
+    """Of a composition whose inputs are not read yet. Raises InvalidOption."""
+    find_method(wanted.method).check_count(len(wanted.models))
+    for spec, weight in wanted.models:
+        checked(weight, partial(check_weight, str(spec)))
     return Options(
         method=wanted.method,
         parameters=wanted.parameters,
         rank=wanted.rank,
         energy=wanted.energy,
         weights={n: w for n, (_, w) in enumerate(wanted.models) if isinstance(w, Cases)},
-        whole=_whole(wanted.whole, [str(model) for model, _ in wanted.models], inputs),
         seed=wanted.seed,
-        force_base=force_base,
+        force_base=bool(force_base),
     )
 
 
@@ -151,8 +171,9 @@ def _input(
     return input_of(loaded, float(weight.of("", 1.0) if isinstance(weight, Cases) else weight))
 
 
-def _whole(whole: str, texts: Sequence[str], inputs: Sequence[Input]) -> str | int:
-    """The number of the input that `whole` names, if it is neither of the two words."""
+def _whole(wanted: Recipe, inputs: Sequence[Input]) -> str | int:
+    """What `whole` says; the number of the input that it names, if it is neither of two words."""
+    whole, texts = str(wanted.whole), [str(model) for model, _ in wanted.models]
     if whole in (REFUSE, AVERAGE):
         return whole
     places = [n for n, text in enumerate(texts) if whole in (text, inputs[n].name)]

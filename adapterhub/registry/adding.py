@@ -95,7 +95,7 @@ def add(
     labels = _labels(request, sidecar, adapter)
     record = _base_record(adapter, at_hand, sidecar)
     storing.refuse_links(reading, store)
-    with storing.as_stored(reading, sidecar) as sources, store.writing():
+    with storing.as_stored(reading, sidecar, store) as sources, store.writing():
         stored = [storing.put(store, source) for source in sources]
         _check_unchanged(store, reading, before)
         manifest = manifests.build(
