@@ -85,7 +85,10 @@ def compose(
     made.tell(found, "composed", _facts(report), report.modules, as_json=as_json, quiet=quiet)
 
 
-_OF_A_RECIPE = ("method", "parameters", "rank", "energy", "whole", "seed")
+_OF_A_RECIPE = {
+    **{name: f"--{name}" for name in ("method", "rank", "energy", "whole", "seed")},
+    "parameters": "-p",
+}
 
 
 def _refuse_mixture(adapters: tuple[str, ...], recipe: Path | None) -> None:
@@ -96,9 +99,13 @@ def _refuse_mixture(adapters: tuple[str, ...], recipe: Path | None) -> None:
         return
     context = click.get_current_context()
     source = click.core.ParameterSource.COMMANDLINE
-    given = [name for name in _OF_A_RECIPE if context.get_parameter_source(name) is source]
+    given = [
+        option
+        for name, option in _OF_A_RECIPE.items()
+        if context.get_parameter_source(name) is source
+    ]
     if adapters or given:
-        what = ", ".join(["ADAPTER"] * bool(adapters) + [f"--{name}" for name in given])
+        what = ", ".join(["ADAPTER"] * bool(adapters) + given)
         raise click.UsageError(f"--recipe says what to compose; leave {what} away.")
 
 
@@ -128,7 +135,7 @@ def _facts(report: Report) -> dict[str, Any]:
         "saved whole": made.names(report.saved),
         "truncation": truncation.said(report.error),
         "same bits": made.same_bits(report.reproducible),
-        "notes": "; ".join(report.notes),
+        "notes": "; ".join(map(output.for_people, report.notes)),
     }
 
 

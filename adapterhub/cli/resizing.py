@@ -38,7 +38,7 @@ def resize(adapter: str, as_json: bool, quiet: bool, **options: Any) -> None:
         "rank": truncation.ranks(found.modules),
         "truncation": truncation.said(found.error),
         "same bits": made.same_bits(found.reproducible),
-        "notes": "; ".join(found.notes),
+        "notes": "; ".join(map(output.for_people, found.notes)),
     }
     made.tell(found, "resized", facts, found.modules, as_json=as_json, quiet=quiet)
 
