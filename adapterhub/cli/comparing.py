@@ -26,7 +26,9 @@ _FIGURES = ("cosine", "signs differ", "overlap B", "and A")
 
 @click.command()
 @adapter_argument("adapters", metavar="ADAPTER ADAPTER...", nargs=-1, required=True)
-@click.option("--base", help="A BASE to measure the deltas against; by default the recorded one.")
+@click.option(
+    "--base", metavar="BASE", help="To measure the deltas against; by default the recorded one."
+)
 @click.option("--exact", is_flag=True, help="Compare the signs of all elements, not of a sample.")
 @click.option("--layers", is_flag=True, help="List every module.")
 @click.option(

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="A YAML file that says what to compose; --name or --out take the place of its own.",
 )
 @made.target_options
@@ -65,7 +66,10 @@ def compose(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Make one adapter of several that are for one base."""
+    """Make one adapter of several that are for one base.
+
+    adapterhub compose a b=0.5 --method ties -p density=0.5 --rank 8 --name both
+    """
     from adapterhub import api
 
     if listing:

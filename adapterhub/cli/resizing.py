@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--energy", type=float, help="The smallest rank that keeps this share: 0.99.")
 @click.option("--uniform", is_flag=True, help="One rank for all modules, by the energy of all.")
 @made.target_options
-@click.option("--base", help="For methods that hang on the shapes of the weights.")
+@click.option("--base", metavar="BASE", help="For methods that hang on the shapes of the weights.")
 @click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
 @json_option
 @quiet_option
