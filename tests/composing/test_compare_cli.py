@@ -81,6 +81,15 @@ def test_of_many_pairs_those_that_are_shown_are_explained(
     assert "the 10 pairs of 15 whose cosine is farthest from 0; --json has all" in said
 
 
+def test_an_adapter_of_zeros_is_said_to_change_nothing(tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2)
+    file = b / "adapter_model.safetensors"
+    zeros = {name: values * ("lora_A" in name) for name, values in load_file(file).items()}
+    save_file(zeros, file, {"format": "pt"})
+    said = run(tmp_path / "home", "compare", a, b)
+    assert f"{b} changes nothing: its deltas are zeros" in said and f"{a} changes" not in said
+
+
 def test_json_has_everything(tmp_path: Path, three: list[Path]) -> None:
     said = json.loads(run(tmp_path / "home", "compare", *three, "--json", "--exact"))["result"]
     assert [len(row) for row in said["cosine"]] == [3, 3, 3]
