@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli import made, output, truncation
 from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
-from adapterhub.cli.output import json_option, plural, progress, quiet_option, short
+from adapterhub.cli.output import json_option, plural, progress, quiet_option, short, size
 
 if TYPE_CHECKING:
     from adapterhub.composing import Extracted
@@ -104,11 +104,18 @@ def _facts(found: Extracted) -> dict[str, Any]:
         "rank": truncation.ranks(found.modules),
         "elements": f"{found.elements:,}: {kept}" if found.elements else None,
         "truncation": None if found.elements else kept,
-        "saved whole": made.names(found.saved),
+        "saved whole": _saved(found),
         "dropped": made.names(found.dropped),
         "base's own": made.names(found.left_out),
         "unchanged": plural(found.unchanged, "tensor"),
     }
+
+
+def _saved(found: Extracted) -> str | None:
+    """With their size, beside which that of factors is small."""
+    if not found.saved:
+        return None
+    return f"{size(found.saved_bytes)}: {', '.join(made.names(found.saved))}"
 
 
 COMMANDS = (resize, extract)
