@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +27,9 @@ _FIGURES = ("cosine", "signs differ", "overlap B", "and A")
 
 @click.command()
 @adapter_argument("adapters", metavar="ADAPTER ADAPTER...", nargs=-1, required=True)
-@click.option("--base", help="A BASE to measure the deltas against; by default the recorded one.")
+@click.option(
+    "--base", metavar="BASE", help="To measure the deltas against; by default the recorded one."
+)
 @click.option("--exact", is_flag=True, help="Compare the signs of all elements, not of a sample.")
 @click.option("--layers", is_flag=True, help="List every module.")
 @click.option(
@@ -106,6 +109,9 @@ def _print_pairs(found: Comparison) -> None:
 def _print_notes(found: Comparison) -> None:
     notes = [f"bases: {each.said}" for each in found.bases if each.said]
     notes += [f"not compared, since shapes differ: {each}" for each in found.shapes]
+    notes += [
+        f"{a.name} changes nothing: its deltas are zeros" for a in found.adapters if not a.norm
+    ]
     notes += _left_out(found.adapters)
     notes += found.notes
     if found.looked_at is not None and found.looked_at < 1:
@@ -212,11 +218,12 @@ def _share(value: float) -> str:
 
 
 def _tail(text: str, most: int) -> str:
-    """Of a long path the end, from one of its dots on where there is one."""
+    """Of a long path the end, from one of its dots or slashes on where there is one."""
     if len(text) <= most:
         return text
     end = text[1 - most :]
-    return f"…{end[max(0, end.find('.') + 1) :]}"
+    start = re.search("[./]", end)
+    return f"…{end[start.end() if start else 0 :]}"
 
 
 COMMANDS: Sequence[click.Command] = (compare,)

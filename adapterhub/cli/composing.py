@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="A YAML file that says what to compose; --name or --out take the place of its own.",
 )
 @made.target_options
@@ -65,7 +66,10 @@ def compose(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Make one adapter of several that are for one base."""
+    """Make one adapter of several that are for one base.
+
+    adapterhub compose a b=0.5 --method ties -p density=0.5 --rank 8 --name both
+    """
     from adapterhub import api
 
     if listing:
@@ -85,7 +89,10 @@ def compose(
     made.tell(found, "composed", _facts(report), report.modules, as_json=as_json, quiet=quiet)
 
 
-_OF_A_RECIPE = ("method", "parameters", "rank", "energy", "whole", "seed")
+_OF_A_RECIPE = {
+    **{name: f"--{name}" for name in ("method", "rank", "energy", "whole", "seed")},
+    "parameters": "-p",
+}
 
 
 def _refuse_mixture(adapters: tuple[str, ...], recipe: Path | None) -> None:
@@ -96,9 +103,13 @@ def _refuse_mixture(adapters: tuple[str, ...], recipe: Path | None) -> None:
         return
     context = click.get_current_context()
     source = click.core.ParameterSource.COMMANDLINE
-    given = [name for name in _OF_A_RECIPE if context.get_parameter_source(name) is source]
+    given = [
+        option
+        for name, option in _OF_A_RECIPE.items()
+        if context.get_parameter_source(name) is source
+    ]
     if adapters or given:
-        what = ", ".join(["ADAPTER"] * bool(adapters) + [f"--{name}" for name in given])
+        what = ", ".join(["ADAPTER"] * bool(adapters) + given)
         raise click.UsageError(f"--recipe says what to compose; leave {what} away.")
 
 
@@ -128,7 +139,7 @@ def _facts(report: Report) -> dict[str, Any]:
         "saved whole": made.names(report.saved),
         "truncation": truncation.said(report.error),
         "same bits": made.same_bits(report.reproducible),
-        "notes": "; ".join(report.notes),
+        "notes": "; ".join(map(output.for_people, report.notes)),
     }
 
 

@@ -22,11 +22,11 @@ _MANY = 8  # names; more are told by patterns
 
 
 def target_options(function: F) -> F:
-    function = click.option("--out", type=click.Path(path_type=Path), help="Or a new directory.")(
-        function
-    )
+    """`--name` and `--out`: one of them has to be given."""
+    where = click.Path(path_type=Path)
+    out = click.option("--out", type=where, metavar="DIR", help="Or a new directory.")
     text = "A name in the registry; the result is its new version."
-    return click.option("--name", help=text)(function)
+    return click.option("--name", metavar="NAME", help=text)(out(function))
 
 
 def counting(bars: ExitStack, title: str) -> Callable[[int], output.Progress]:
@@ -56,6 +56,7 @@ def tell(
 
 
 def same_bits(reproducible: bool) -> str:
+    """Where the same inputs give the same digest."""
     return "on every machine" if reproducible else "on one machine only"
 
 

@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli import made, output, truncation
 from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
-from adapterhub.cli.output import json_option, plural, progress, quiet_option, short
+from adapterhub.cli.output import json_option, plural, progress, quiet_option, short, size
 
 if TYPE_CHECKING:
     from adapterhub.composing import Extracted
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--energy", type=float, help="The smallest rank that keeps this share: 0.99.")
 @click.option("--uniform", is_flag=True, help="One rank for all modules, by the energy of all.")
 @made.target_options
-@click.option("--base", help="For methods that hang on the shapes of the weights.")
+@click.option("--base", metavar="BASE", help="For methods that hang on the shapes of the weights.")
 @click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
 @json_option
 @quiet_option
@@ -38,7 +38,7 @@ def resize(adapter: str, as_json: bool, quiet: bool, **options: Any) -> None:
         "rank": truncation.ranks(found.modules),
         "truncation": truncation.said(found.error),
         "same bits": made.same_bits(found.reproducible),
-        "notes": "; ".join(found.notes),
+        "notes": "; ".join(map(output.for_people, found.notes)),
     }
     made.tell(found, "resized", facts, found.modules, as_json=as_json, quiet=quiet)
 
@@ -104,11 +104,18 @@ def _facts(found: Extracted) -> dict[str, Any]:
         "rank": truncation.ranks(found.modules),
         "elements": f"{found.elements:,}: {kept}" if found.elements else None,
         "truncation": None if found.elements else kept,
-        "saved whole": made.names(found.saved),
+        "saved whole": _saved(found),
         "dropped": made.names(found.dropped),
         "base's own": made.names(found.left_out),
         "unchanged": plural(found.unchanged, "tensor"),
     }
+
+
+def _saved(found: Extracted) -> str | None:
+    """With their size, beside which that of factors is small."""
+    if not found.saved:
+        return None
+    return f"{size(found.saved_bytes)}: {', '.join(made.names(found.saved))}"
 
 
 COMMANDS = (resize, extract)

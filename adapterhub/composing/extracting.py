@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.adapter import BaseClaim
+from adapterhub.adapter import REPLACE, BaseClaim
 from adapterhub.base import Base
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.checkpoints import Checkpoints, Pair, checkpoints
@@ -86,8 +86,8 @@ class Extracted:
 
     `modules`: those with factors, and what their rank loses; `error`: of all of them together.
     `elements`: how many there are of a sparse delta, whose `error` is that of all that changed.
-    `saved`: tensors kept whole, `dropped`: tensors that changed and were left out as asked,
-    `left_out`: of the base's own head, `unchanged`: how many tensors are the base's.
+    `saved`: tensors kept whole, of `saved_bytes` together; `dropped`: tensors that changed and were
+    left out as asked; `left_out`: of the base's own head; `unchanged`: how many are the base's.
     """
 
     version: str | None
@@ -97,6 +97,7 @@ class Extracted:
     error: float | None
     elements: int | None
     saved: list[str]
+    saved_bytes: int
     dropped: list[str]
     left_out: list[str]
     unchanged: int
@@ -159,6 +160,11 @@ def extract(
             error=found.error if found.elements else total_error(found.composed),
             elements=found.elements,
             saved=list(found.saved),
+            saved_bytes=sum(
+                tensor.nbytes
+                for _, role, tensor in found.adapter.tensors()
+                if role.startswith(REPLACE)
+            ),
             dropped=list(found.dropped),
             left_out=list(both.left_out),
             unchanged=len(both.pairs) - found.changed,

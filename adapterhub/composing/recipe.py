@@ -28,6 +28,7 @@ from adapterhub.errors import InvalidOption, NotFound, SchemaError
 from adapterhub.formats.card import trick
 
 LIMIT_BYTES = 64 * 1024
+_OF_A_PATH = "adapter_root "  # before a digest that no registry finds an adapter by
 _SPACES = "entries of one list or mapping begin in one column, indented by spaces and not by tabs"
 _NUMBER = re.compile(
     r"[-+]?(?:(?:0|[1-9][0-9]{0,39})(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,4})?\Z"
@@ -71,6 +72,7 @@ def parse(document: object, *, what: str) -> Recipe:
     if found := schema.problems(document, "recipe"):
         raise SchemaError(f"{what} is no recipe as it stands", details=found, remedy=_shape())
     told: Mapping[str, Any] = document  # type: ignore[assignment]
+    _refuse_nameless([row["model"] for row in told["models"]], what)
     parameters = _parameters(told, what)
     return Recipe(
         method=method(told["merge_method"]).name,
@@ -93,6 +95,16 @@ def _shape() -> str:
         f"a recipe has {keys}; models is a list of `model: ADAPTER`, each with "
         "`parameters: {weight: 0.5}` where it has a weight"
     )
+
+
+def _refuse_nameless(models: Sequence[str], what: str) -> None:
+    """Raises NotFound for adapters of which `show` could tell no more than what they hold."""
+    if nameless := [model for model in models if model.startswith(_OF_A_PATH)]:
+        raise NotFound(
+            f"{what} names adapters that came from a path and are in no registry",
+            details=nameless,
+            remedy="put names or paths in their places: those with the same adapter root",
+        )
 
 
 def _whole_number(value: float | None) -> int | None:
@@ -221,7 +233,7 @@ def _model(source: Mapping[str, Any], weight: Any) -> dict[str, Any]:
 
 def _digest(source: Mapping[str, Any]) -> str:
     """An adapter that came from a path is in no registry: its adapter_root at least says which."""
-    return str(source.get("digest") or f"adapter_root {source['weights_root']}")
+    return str(source.get("digest") or f"{_OF_A_PATH}{source['weights_root']}")
 
 
 def _chosen(whole: Any, inputs: Sequence[Mapping[str, Any]]) -> Any:

@@ -284,19 +284,7 @@ def _concatenated(
     inputs: Sequence[Input], own: Sequence[Tensors]
 ) -> tuple[Tensors, dict[str, Any]]:
     """The tokens of each after those of the one before; an encoder's and a decoder's apart."""
-    for source in inputs:
-        if source.weight != 1:
-            raise InvalidOption(
-                f"concat puts tokens one after the other; {source.name} has the weight "
-                f"{source.weight:g}",
-                remedy="leave the weights away",
-            )
-        if source.adapter.format not in ("peft", "t5x_prompt"):
-            raise NotSupported(
-                f"{source.name} is in the format {source.adapter.format}, whose prompts this "
-                "version does not concatenate",
-                remedy="--method average",
-            )
+    _refuse_for_rows(inputs)
     places = {place for tensors in own for place in tensors}
     if len(places) != 1:
         raise NotSupported(
@@ -311,14 +299,30 @@ def _concatenated(
     if len(widths) > 1 or len(blocks) > 1:
         raise NotMergeable("these prompts differ in width", remedy="compose prompts of one base")
     values = [value_of(s, place, tensors[place]) for s, tensors in zip(inputs, own, strict=True)]
-    count = blocks.pop()
     parts = [
         value[block * n : (block + 1) * n]
-        for block in range(count)
+        for block in range(blocks.pop())
         for n, value in zip(tokens, values, strict=True)
     ]
     config = {**inputs[0].adapter.config, "num_virtual_tokens": sum(tokens)}
     return {place: rounded(place, np.concatenate(parts))}, config
+
+
+def _refuse_for_rows(inputs: Sequence[Input]) -> None:
+    """Raises InvalidOption for weights, NotSupported for formats whose prompts are no rows."""
+    for source in inputs:
+        if source.weight != 1:
+            raise InvalidOption(
+                f"concat puts tokens one after the other; {source.name} has the weight "
+                f"{source.weight:g}",
+                remedy="leave the weights away",
+            )
+        if source.adapter.format not in ("peft", "t5x_prompt"):
+            raise NotSupported(
+                f"{source.name} is in the format {source.adapter.format}, whose prompts this "
+                "version does not concatenate",
+                remedy="--method average",
+            )
 
 
 def _tokens(source: Input, tensor: Tensor) -> int:

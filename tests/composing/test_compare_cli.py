@@ -95,6 +95,15 @@ def test_signs_are_those_of_what_both_change(tmp_path: Path) -> None:
     assert rows == {"1–2": "100.0%", "1–3": "–", "2–3": "–"}
 
 
+def test_an_adapter_of_zeros_is_said_to_change_nothing(tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2)
+    file = b / "adapter_model.safetensors"
+    zeros = {name: values * ("lora_A" in name) for name, values in load_file(file).items()}
+    save_file(zeros, file, {"format": "pt"})
+    said = run(tmp_path / "home", "compare", a, b)
+    assert f"{b} changes nothing: its deltas are zeros" in said and f"{a} changes" not in said
+
+
 def test_json_has_everything(tmp_path: Path, three: list[Path]) -> None:
     said = json.loads(run(tmp_path / "home", "compare", *three, "--json", "--exact"))["result"]
     assert [len(row) for row in said["cosine"]] == [3, 3, 3]

@@ -163,3 +163,32 @@ def test_all_modules_that_are_refused_are_counted(
     save_file({**load_file(file), **magnitudes}, file, {"format": "pt"})
     said = run(tmp_path / "home", "resize", path, "--rank", 1, "--name", "x", code=1)
     assert "model.layers.*.self_attn.q_proj (30 of them)" in said
+
+
+def test_options_that_a_recipe_has_are_named_as_they_are_typed(tmp_path: Path) -> None:
+    options = ("-p", "density=0.5", "--rank", 2)
+    said = run(tmp_path, "compose", "--recipe", tmp_path / "recipe.yaml", *options, code=2)
+    assert "leave --rank, -p away" in said
+
+
+def test_a_recipe_with_adapters_that_came_from_paths_says_what_to_put_there(tmp_path: Path) -> None:
+    a, b, home = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2), tmp_path / "home"
+    run(home, "add", a, "--name", "ner")
+    run(home, "compose", "ner", b, "--name", "both")
+    recipe = tmp_path / "recipe.yaml"
+    shown = run(home, "show", "both")
+    recipe.write_text(re.sub("(?m)^  ", "", shown[shown.index("  merge_method") :]))
+    said = run(home, "compose", "--recipe", recipe, "--name", "again", code=1)
+    assert "came from a path and are in no registry" in said and "adapter_root sha256:" in said
+    recipe.write_text(re.sub("adapter_root sha256:[0-9a-f]+", str(b), recipe.read_text()))
+    run(home, "compose", "--recipe", recipe, "--name", "again")
+    one, other = (run(home, "show", name, "-q").partition("@")[2] for name in ("both", "again"))
+    assert one == other
+
+
+def test_notes_name_versions_briefly(tmp_path: Path) -> None:
+    a, home = lora(tmp_path / "a", 1), tmp_path / "home"
+    run(home, "add", a, "--name", "ner")
+    b = lora(tmp_path / "b", 2, base_model_name_or_path="owner/other")
+    said = run(home, "compose", "ner", b, "--force-base", "--name", "both")
+    assert re.search("forced: ner@sha256:[0-9a-f]{12} is for owner/base", said)

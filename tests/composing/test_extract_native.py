@@ -34,6 +34,8 @@ def test_biases_only_are_bitfit(tmp_path: Path) -> None:
     reading = formats.read(tmp_path / "out")
     assert (reading.method, reading.format, reading.fatal) == ("bitfit", "native", ())
     assert len(report.saved) == 7 and report.modules == []
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert report.saved_bytes == sum(each.nbytes for each in written.values()) > 0
     found = merged(base, tmp_path / "out", tmp_path / "merged")
     for name, values in load_file(fine / "model.safetensors").items():
         assert found[name].tobytes() == values.tobytes(), name
