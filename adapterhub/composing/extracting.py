@@ -1,7 +1,7 @@
 """Base + fine-tuned checkpoint → an adapter: what a training did, as a LoRA and whole tensors.
 
 The delta of each weight, fp32(fine-tuned) − fp32(base), is truncated by itself, √S on either
-factor. Both checkpoints are read by blocks, and the deltas of a few modules are in memory.
+factor, in fp32. Both checkpoints are read by blocks, and the deltas of a few modules are in memory.
 """
 
 from __future__ import annotations

@@ -83,7 +83,11 @@ class DenseDelta:
         return float(np.sqrt(_by_blocks(self, self)))
 
     def rows(self, which: slice | Matrix, columns: slice | Matrix = ALL) -> Matrix:
-        return self.scale * self.values[which][:, columns].astype(np.float64)
+        if isinstance(which, slice) or isinstance(columns, slice):
+            found = self.values[which][:, columns]
+        else:
+            found = self.values[np.ix_(which, columns)]  # no whole rows
+        return self.scale * found.astype(np.float64)
 
 
 def low_rank(factors: Factors) -> LowRankDelta:

@@ -1,8 +1,9 @@
 """An adapter that adds to weights → a LoRA of another rank: resized, or converted to LoRA.
 
 The truncation of each delta is the best there is of its rank (Eckart & Young, Psychometrika 1,
-1936). What needs none stays as it is, to the bit; a rank larger than an adapter's own is no reason
-to pad it, so that its modules keep the rank that they have.
+1936). What needs none stays as it is, in value; a rank larger than an adapter's own is no reason
+to pad it, so that its modules keep the rank that they have. Factors are stored in fp32, whatever
+they were stored in before.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,16 @@ def test_a_sample_tells_of_the_whole(shape: tuple[int, int], decay: float) -> No
         whole = signs(both, np.arange(shape[0]))[0, 1]
         share = whole.conflicts / whole.looked_at
         assert part.conflicts / part.looked_at == pytest.approx(share, abs=3 * 0.022)
+
+
+def test_a_sample_of_a_wide_delta_takes_no_whole_rows() -> None:
+    values = np.random.default_rng(0).standard_normal((1024, 20_000)).astype(np.float32)
+    wide = DenseDelta(values, 2.0)
+    grid = sampled(wide.shape, exact=False)
+    tracemalloc.start()
+    try:
+        found = signs({0: wide, 1: DenseDelta(-values, 1.0)}, *grid)[0, 1]
+        assert tracemalloc.get_traced_memory()[1] < values.nbytes + (24 << 20)
+    finally:
+        tracemalloc.stop()
+    assert found.conflicts == found.both == found.looked_at == 1 << 20
