@@ -244,7 +244,7 @@ _ROWS = (
         None,
         "tensors",
         "tensorwise",
-        "combine",
+        "composed",
         exact=True,
     ),
     *_SHARED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -280,6 +281,13 @@ def test_prompts_of_other_models_do_not_stand_in_a_row(registry: Registry, tmp_p
     with pytest.raises(NotMergeable, match="differ in what their tensors mean") as error:
         api.compose(paths, method="concat", out=tmp_path / "out", registry=registry)
     assert "token_dim: 4, 8" in error.value.details
+    fields = {"peft_type": "P_TUNING", "num_virtual_tokens": 3}
+    bare = [
+        saved(tmp_path / f"bare{n}", {"prompt_embeddings": noise(n, 3, n)}, **fields)
+        for n in (4, 8)
+    ]
+    with pytest.raises(NotMergeable, match="differ in width"):
+        api.compose(bare, method="concat", out=tmp_path / "out", registry=registry)
     for file in ("1.npy", "2.npy"):
         np.save(tmp_path / file, noise(1, 2, 4 * int(file[0])))
     files = [tmp_path / "1.npy", tmp_path / "2.npy"]
@@ -288,9 +296,7 @@ def test_prompts_of_other_models_do_not_stand_in_a_row(registry: Registry, tmp_p
             api.compose(
                 files, method=method, out=tmp_path / "o", force_base=True, registry=registry
             )
-        assert pytest.importorskip("re").search(
-            said, f"{error.value} {' '.join(error.value.details)}"
-        )
+        assert re.search(said, f"{error.value} {' '.join(error.value.details)}")
 
 
 def test_prompts_in_a_row_run_in_peft(registry: Registry, tmp_path: Path) -> None:
