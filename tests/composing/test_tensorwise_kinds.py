@@ -527,6 +527,32 @@ def test_each_kind_is_refused_with_others_and_by_methods_that_are_not_its_own(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_nothing_composes_says_what_to_do(registry: Registry, tmp_path: Path) -> None:
+    path = ROOT / "golden" / "adapters" / "bert" / "unipelt"
+    with pytest.raises(NotSupported, match="unipelt adapters cannot be composed by") as error:
+        api.compose([path], method="average", out=tmp_path / "out", registry=registry)
+    assert "attach them to a model" in error.value.remedy
+    oft = saved(
+        tmp_path / "oft",
+        {f"base_model.model.{K}.oft_R.weight": noise(1, 2, 6)},
+        peft_type="OFT",
+        oft_block_size=4,
+        target_modules=["k_proj"],
+    )
+    with pytest.raises(NotSupported, match="oft adapters cannot be composed by sum") as error:
+        api.compose([oft], out=tmp_path / "out", registry=registry)
+    assert "adapterhub resize" in error.value.remedy
+
+
+# --- made by AdapterHub -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prefix_flat", "prefix_gated", "mam", "late"])
+def test_what_adapterhub_wrote(kind: str, registry: Registry, tmp_path: Path) -> None:
+    source = ROOT / "golden" / "adapters" / "bert" / kind
+    average(registry, tmp_path / "out", [source, nudged(source, tmp_path / "other", 5)])
+
+
 # --- made by strangers ------------------------------------------------------------------------
 
 
