@@ -193,7 +193,12 @@ def _weights(row: Method, given: Sequence[float]) -> tuple[float, ...]:
 
 
 def _meaning(source: Input) -> Meaning:
-    return adapter_method(source.adapter.method).implementation.meaning(source.adapter)
+    """Raises NotMergeable, which says whose it is."""
+    try:
+        return adapter_method(source.adapter.method).implementation.meaning(source.adapter)
+    except NotMergeable as error:
+        said = f"{source.name}: {error.message}"
+        raise NotMergeable(said, remedy=error.remedy, details=error.details) from error
 
 
 def _firsts(inputs: Sequence[Input]) -> list[int]:
