@@ -73,7 +73,10 @@ def dare_linear(deltas: list[Matrix], weights: Sequence[float], given: Given) ->
 
 
 def dare_ties(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
-    """DARE's δᵢ (as in `dare_linear`), merged by the signs that TIES elects (as in `ties`)."""
+    """DARE with TIES' signs. https://arxiv.org/abs/2311.03099
+
+    δᵢ as in `dare_linear`, merged by the signs that are elected as in `ties`.
+    """
     factor = given.parameters["lambda"] * _dare(deltas, given)
     return _elected(deltas, weights, given, factor)
 

@@ -1,6 +1,6 @@
 """Composing adapters that are not low-rank: tensor by tensor, those of one method only.
 
-    average   (IA)³ vectors, biases and norms, bottlenecks, AdaMix, prompts, prefixes:
+    average   (IA)³ vectors, biases and norms, bottlenecks, AdaMix, prompts, prefixes, MAM:
               Σ wᵢ·vᵢ / Σ wᵢ. Where an (IA)³ adapter leaves a module alone, its vector is of ones.
     sum       sparse deltas, SHiRA's too: the union of their places, Σ wᵢ·vᵢ at each
     concat    prompts and prefixes of PEFT: their tokens one after the other, in the order given
@@ -28,10 +28,12 @@ from adapterhub.composing.tensors import Place, Tensors, named, rounded, value_o
 from adapterhub.composing.wholes import Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import Replacement
+from adapterhub.methods import method as adapter_method
 from adapterhub.tensorfile import ArrayTensor, Tensor
 
 _MEANS = (
     *("ia3", "bitfit", "ln_tuning", "bottleneck", "compacter", "sparse_adapter", "adamix", "beft"),
+    "mam",
 )
 _PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning")
 _SPARSE = ("fishmask", "diff_pruning", "shira")
@@ -90,9 +92,18 @@ def _one_method(inputs: Sequence[Input], method: str) -> str:
     if method not in can:
         raise NotSupported(
             f"{kind} adapters cannot be composed by {method}",
-            remedy=f"--method {' or '.join(can)}" if can else AS_LORA,
+            remedy=f"--method {' or '.join(can)}" if can else _otherwise(kind),
         )
     return kind
+
+
+def _otherwise(kind: str) -> str:
+    does = adapter_method(kind).does
+    if "merge" in does:
+        return AS_LORA
+    return "nothing composes these" + (
+        "; attach them to a model one after the other" if "attach" in does else ""
+    )
 
 
 def _refuse_unlike_configs(inputs: Sequence[Input]) -> None:

@@ -203,6 +203,20 @@ def test_unknown_methods_and_parameters(tmp_path: Path) -> None:
         given(tmp_path / "a", float("nan"))
 
 
+def test_what_is_no_plain_lora_is_said_of_whom(tmp_path: Path) -> None:
+    plain = given(lora(tmp_path / "plain", 1))
+    wrong: list[dict[str, Any]] = [
+        {"init_lora_weights": "pissa"},
+        {"alora_invocation_tokens": [1, 2]},
+        {"layer_replication": [[0, 2]]},
+    ]
+    for number, fields in enumerate(wrong):
+        odd = given(lora(tmp_path / f"odd{number}", 2, **fields))
+        with pytest.raises(NotMergeable, match=f"^odd{number}: ") as error:
+            composed([plain, odd])
+        assert error.value.remedy
+
+
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     path = lora(tmp_path / "a", 1)
     tensors = load_file(path / "adapter_model.safetensors")

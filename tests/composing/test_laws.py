@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from composing_building import Q, assert_close, composed, deltas, dense, given, lora
 
 from adapterhub.composing import Input
+from adapterhub.composing.factored import Factors
+from adapterhub.composing.methods import Delta, Given
 from adapterhub.composing.table import TABLE, method
 from adapterhub.errors import InvalidOption
 
@@ -193,3 +196,32 @@ def test_a_sum_of_sums_is_the_sum(two: list[Path], tmp_path: Path) -> None:
     flat = weighted([*two, third], 1.4, -0.8, 1.0)
     assert_close(deltas(nested), deltas(composed(flat)[0]))
     assert_close(deltas(nested), dense(*flat))
+
+
+# --- functions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in TABLE if method(n).kind != "tensors"])
+def test_a_method_names_its_paper_where_it_is_written_down(name: str) -> None:
+    row = method(name)
+    said = f"{importlib.import_module(row.apply.__module__).__doc__}{row.apply.__doc__}"
+    assert row.paper is None or row.paper in said
+    assert said.strip()
+
+
+@pytest.mark.parametrize("name", [n for n in ON_LORAS if method(n).kind == "factors"])
+def test_a_method_leaves_the_factors_as_they_are(name: str) -> None:
+    dice = np.random.default_rng(1)
+    terms = [
+        Delta(n, 0.5 - n, 2.0, Factors(*(dice.standard_normal(s).astype("f") for s in shapes)))
+        for n, shapes in enumerate([((5, 3), (3, 4))] * 2)
+    ]
+    before = [(t.factors.b.tobytes(), t.factors.a.tobytes()) for t in terms]
+    row = method(name)
+    given = Given((5, 4), row.settings(asked(name, FEW)), 7, 2, (0.5, -0.5), (0, 1))
+    found = [row.apply(terms, given) for _ in range(2)]
+    assert before == [(t.factors.b.tobytes(), t.factors.a.tobytes()) for t in terms]
+    assert found[0].scale == found[1].scale
+    for side in ("b", "a"):
+        one, other = (getattr(made.factors, side) for made in found)
+        assert np.array_equal(one, other)

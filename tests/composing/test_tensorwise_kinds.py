@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -280,6 +281,13 @@ def test_prompts_of_other_models_do_not_stand_in_a_row(registry: Registry, tmp_p
     with pytest.raises(NotMergeable, match="differ in what their tensors mean") as error:
         api.compose(paths, method="concat", out=tmp_path / "out", registry=registry)
     assert "token_dim: 4, 8" in error.value.details
+    fields = {"peft_type": "P_TUNING", "num_virtual_tokens": 3}
+    bare = [
+        saved(tmp_path / f"bare{n}", {"prompt_embeddings": noise(n, 3, n)}, **fields)
+        for n in (4, 8)
+    ]
+    with pytest.raises(NotMergeable, match="differ in width"):
+        api.compose(bare, method="concat", out=tmp_path / "out", registry=registry)
     for file in ("1.npy", "2.npy"):
         np.save(tmp_path / file, noise(1, 2, 4 * int(file[0])))
     files = [tmp_path / "1.npy", tmp_path / "2.npy"]
@@ -288,9 +296,7 @@ def test_prompts_of_other_models_do_not_stand_in_a_row(registry: Registry, tmp_p
             api.compose(
                 files, method=method, out=tmp_path / "o", force_base=True, registry=registry
             )
-        assert pytest.importorskip("re").search(
-            said, f"{error.value} {' '.join(error.value.details)}"
-        )
+        assert re.search(said, f"{error.value} {' '.join(error.value.details)}")
 
 
 def test_prompts_in_a_row_run_in_peft(registry: Registry, tmp_path: Path) -> None:
@@ -519,6 +525,32 @@ def test_each_kind_is_refused_with_others_and_by_methods_that_are_not_its_own(
     with pytest.raises(NotSupported, match=r"cannot be composed by (ties|concat)"):
         api.compose([path], method="concat" if kind == "lora" else "ties", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_nothing_composes_says_what_to_do(registry: Registry, tmp_path: Path) -> None:
+    path = ROOT / "golden" / "adapters" / "bert" / "unipelt"
+    with pytest.raises(NotSupported, match="unipelt adapters cannot be composed by") as error:
+        api.compose([path], method="average", out=tmp_path / "out", registry=registry)
+    assert "attach them to a model" in error.value.remedy
+    oft = saved(
+        tmp_path / "oft",
+        {f"base_model.model.{K}.oft_R.weight": noise(1, 2, 6)},
+        peft_type="OFT",
+        oft_block_size=4,
+        target_modules=["k_proj"],
+    )
+    with pytest.raises(NotSupported, match="oft adapters cannot be composed by sum") as error:
+        api.compose([oft], out=tmp_path / "out", registry=registry)
+    assert "adapterhub resize" in error.value.remedy
+
+
+# --- made by AdapterHub -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prefix_flat", "prefix_gated", "mam", "late"])
+def test_what_adapterhub_wrote(kind: str, registry: Registry, tmp_path: Path) -> None:
+    source = ROOT / "golden" / "adapters" / "bert" / kind
+    average(registry, tmp_path / "out", [source, nudged(source, tmp_path / "other", 5)])
 
 
 # --- made by strangers ------------------------------------------------------------------------
