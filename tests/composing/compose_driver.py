@@ -9,10 +9,11 @@ FOLDER/N/out; prints how many were killed.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+import killing
 
 from adapterhub import api
 
@@ -31,40 +32,22 @@ def made(verb: str, to: str, place: Path, inputs: list[str]) -> None:
             api.extract(*inputs, rank=2, registry=registry, **target)
 
 
-def kill_at(number: int) -> None:
-    steps = 0
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal steps
-        if event in _CHANGES or (event == "open" and (args[2] or 0) & _WRITES):
-            steps += 1
-            if steps == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
-def main(verb: str, to: str, folder: str, *inputs: str) -> None:
-    made(verb, to, Path(folder, "0"), list(inputs))  # so that no child imports anything
-    for number in range(1, 500):
-        place = Path(folder, str(number))
+def main(verb: str, to: str, folder: Path, *inputs: str) -> None:
+    def killed(place: Path, number: int) -> None:
         with api.open(place / "home"):
             pass
-        child = os.fork()
-        if child == 0:
-            kill_at(number)
-            try:
-                made(verb, to, place, list(inputs))
-            except BaseException as error:
-                print(error, file=sys.stderr)
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            print(number - 1)
-            sys.exit(os.WEXITSTATUS(status))
-    sys.exit(2)
+        strike = killing.at(number)
+
+        def hook(event: str, args: tuple[Any, ...]) -> None:
+            if event in _CHANGES or (event == "open" and (args[2] or 0) & _WRITES):
+                strike()
+
+        sys.addaudithook(hook)
+        made(verb, to, place, list(inputs))
+
+    made(verb, to, folder / "0", list(inputs))  # so that no child imports anything
+    killing.every_step(folder, killed)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import killing
 import pytest
 from composing_building import composed, given, lora
 
@@ -31,15 +32,8 @@ def killed(folder: Path, verb: str, to: str, temporaries: Path) -> int:
     else:
         inputs = [lora(folder / "a", 1), lora(folder / "b", 2)]
     temporaries.mkdir()
-    done = subprocess.run(
-        [sys.executable, HERE / "compose_driver.py", verb, to, folder, *inputs],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"TMPDIR": str(temporaries)},
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    driver = HERE / "compose_driver.py"
+    return killing.drive(driver, verb, to, folder, *inputs, TMPDIR=str(temporaries))
 
 
 @pytest.mark.parametrize(
