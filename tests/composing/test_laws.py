@@ -11,7 +11,7 @@ import pytest
 from composing_building import Q, assert_close, composed, deltas, dense, given, lora
 
 from adapterhub.composing import Input
-from adapterhub.composing.table import TABLE, method
+from adapterhub.composing.methods.table import TABLE, method
 from adapterhub.errors import InvalidOption
 
 ON_LORAS = [name for name, row in TABLE.items() if row.kind != "tensors"]

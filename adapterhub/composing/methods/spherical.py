@@ -12,7 +12,7 @@ import numpy as np
 
 from adapterhub.composing.blocks import blocks, each
 from adapterhub.composing.factored import Matrix
-from adapterhub.composing.methods import Given
+from adapterhub.composing.methods.row import Given
 
 _ALIKE = 0.9995  # mergekit's, for slerp
 _FLAT = 1 - 2.0**-25  # no cosine in fp32, which mergekit computes in, lies between this and 1
