@@ -15,8 +15,13 @@ from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
 from adapterhub.cli.output import json_option, progress
 
 if TYPE_CHECKING:
-    from adapterhub.composing.comparison import Compared, Comparison, Met, ModuleComparison
-    from adapterhub.composing.figures import Overlap
+    from adapterhub.composing.comparing.comparison import (
+        Compared,
+        Comparison,
+        Met,
+        ModuleComparison,
+    )
+    from adapterhub.composing.comparing.figures import Overlap
 
 WIDE = 10  # adapters; a matrix of more is too wide to read
 FEW = 10  # modules and pairs that are shown unless all are asked for

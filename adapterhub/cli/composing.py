@@ -16,7 +16,7 @@ from adapterhub.cli.output import json_option, quiet_option
 
 if TYPE_CHECKING:
     from adapterhub.composing import Report
-    from adapterhub.composing.methods import Method
+    from adapterhub.composing.methods.row import Method
 
 
 @click.command()
@@ -150,7 +150,7 @@ def _weight(weight: Any) -> str:
 
 def _print_methods(as_json: bool) -> None:
     """Methods, then what each parameter is: together no wider than a page."""
-    from adapterhub.composing.table import TABLE
+    from adapterhub.composing.methods.table import TABLE
 
     if as_json:
         output.print_json([row.to_dict() for row in TABLE.values()])

@@ -11,9 +11,9 @@ from typing import Any
 from adapterhub.composing.cases import Cases, checked, of, unused
 from adapterhub.composing.factored import check_rank, check_share
 from adapterhub.composing.inputs import Input, cancels, check_bases, check_weight
-from adapterhub.composing.methods import Method
+from adapterhub.composing.methods.row import Method
+from adapterhub.composing.methods.table import method
 from adapterhub.composing.sites import Site, Term, refuse_spellings, sites
-from adapterhub.composing.table import method
 from adapterhub.composing.wholes import REFUSE, Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import BiasDelta, Meaning

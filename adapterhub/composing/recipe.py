@@ -23,7 +23,7 @@ from typing import Any
 
 from adapterhub import schema
 from adapterhub.composing.cases import Cases, checked, parsed, plain
-from adapterhub.composing.table import method
+from adapterhub.composing.methods.table import method
 from adapterhub.errors import InvalidOption, NotFound, SchemaError
 from adapterhub.formats.card import trick
 

@@ -21,12 +21,12 @@ from adapterhub.base import Base
 from adapterhub.composing import sites
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.converting import Addition, Additive, additive
+from adapterhub.composing.extracting.saving import saved_fields
 from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, finite, rank_for, svd
 from adapterhub.composing.inputs import Input, check_unchanged, input_of
-from adapterhub.composing.methods import Made
+from adapterhub.composing.methods.row import Made
 from adapterhub.composing.result import ModuleReport, total_error
 from adapterhub.composing.run import Composed, finished, nothing, sketch_seed
-from adapterhub.composing.saving import saved_fields
 from adapterhub.composing.sizing import Sizing
 from adapterhub.composing.sketch import truncated
 from adapterhub.composing.wholes import REFUSE, wholes

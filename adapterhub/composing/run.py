@@ -13,7 +13,7 @@ import numpy as np
 from adapterhub.composing import sites
 from adapterhub.composing.blocks import buffers, finite_energy
 from adapterhub.composing.factored import Cut, Factors, Matrix, cut
-from adapterhub.composing.methods import Delta, Given, Made, Method
+from adapterhub.composing.methods.row import Delta, Given, Made, Method
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.sites import Site
 from adapterhub.composing.sketch import truncated

@@ -12,11 +12,11 @@ from adapterhub.composing import recipe as recipes
 from adapterhub.composing import tensorwise
 from adapterhub.composing.cases import Cases, checked
 from adapterhub.composing.inputs import Input, check_unchanged, check_weight, input_of
+from adapterhub.composing.methods.table import method as find_method
 from adapterhub.composing.plan import Options, plan
 from adapterhub.composing.recipe import Recipe
 from adapterhub.composing.result import Report, adapter_of, artefact, report
 from adapterhub.composing.run import run
-from adapterhub.composing.table import method as find_method
 from adapterhub.composing.wholes import AVERAGE, REFUSE
 from adapterhub.composing.window import Progress
 from adapterhub.composing.writing import check_target, deliver

@@ -19,7 +19,9 @@ from awkward_building import BF16, Dense, Made
 from composing_building import given
 
 from adapterhub import composing
-from adapterhub.composing import Options, masks
+from adapterhub.composing import Options
+from adapterhub.composing.methods import masks
+from adapterhub.composing.methods.table import method
 from adapterhub.composing.run import seed_of
 
 SEED = 3
@@ -266,7 +268,7 @@ def test_from_files_to_files(kind: str, count: int, tmp_path: Path) -> None:
             case = Case(
                 np.array([one.deltas.get(matrix, np.zeros(shape)) for one in used]),
                 np.array(weights)[:, None, None],
-                composing.table.method(name).settings(asked),
+                method(name).settings(asked),
                 _seed(matrix),
             )
             wanted = (NAMED.get(name) or globals()[name])(case)

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 from test_compose_cli import run
 
 from adapterhub.cli import comparing, output
-from adapterhub.composing import comparing as comparing_room
-from adapterhub.composing import plot
-from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
+from adapterhub.composing.comparing import plot
+from adapterhub.composing.comparing import verb as comparing_room
+from adapterhub.composing.comparing.comparison import Comparison, Met, ModuleComparison
 from adapterhub.errors import MissingExtra
 
 drawn = pytest.mark.skipif(

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.composing.factored import Factors
-from adapterhub.composing.figures import (
+from adapterhub.composing.comparing.figures import (
     DenseDelta,
     Overlap,
     cosine,
@@ -18,6 +17,7 @@ from adapterhub.composing.figures import (
     sampled,
     signs,
 )
+from adapterhub.composing.factored import Factors
 
 SHAPES = [(7, 5), (5, 7), (40, 300), (1200, 9), (1, 1)]
 

@@ -13,11 +13,12 @@ import pytest
 from composing_building import Q, composed, given, lora
 
 from adapterhub.adapter import Adapter
-from adapterhub.composing import as_peft, blocks, masks
+from adapterhub.composing import blocks
 from adapterhub.composing.factored import Factors
-from adapterhub.composing.methods import Delta, Given
+from adapterhub.composing.methods import as_peft, masks
+from adapterhub.composing.methods.row import Delta, Given
+from adapterhub.composing.methods.table import TABLE
 from adapterhub.composing.run import seed_of
-from adapterhub.composing.table import TABLE
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import LowRank, method
 

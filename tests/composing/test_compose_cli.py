@@ -12,8 +12,8 @@ from composing_building import SIZES, Q, V, lora
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.cli import main
+from adapterhub.composing.methods.table import TABLE
 from adapterhub.composing.sites import apart
-from adapterhub.composing.table import TABLE
 
 
 def run(home: Path, *args: object, code: int = 0) -> str:

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from adapterhub import composing
 from adapterhub.composing import Options
 from adapterhub.composing.cases import Case, Cases
+from adapterhub.composing.methods.table import TABLE, method
 from adapterhub.composing.run import seed_of
-from adapterhub.composing.table import TABLE, method
 from adapterhub.errors import InvalidOption, NotMergeable
 
 DENSE = [name for name, row in TABLE.items() if row.file in ("elementwise", "spherical")]

@@ -15,7 +15,7 @@ from adapterhub import composing
 from adapterhub.composing import Input, Options
 from adapterhub.composing.cases import Case, Cases
 from adapterhub.composing.factored import Factors, svd
-from adapterhub.composing.table import method as method_of
+from adapterhub.composing.methods.table import method as method_of
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
 from adapterhub.formats import read
 from adapterhub.methods import BiasDelta, method
@@ -36,9 +36,9 @@ def test_sum_is_the_sum_of_the_deltas(tmp_path: Path, other: dict[str, Any]) -> 
 
 
 def test_by_hand() -> None:
-    from adapterhub.composing.exact import total
     from adapterhub.composing.factored import Factors
-    from adapterhub.composing.methods import Delta, Given
+    from adapterhub.composing.methods.exact import total
+    from adapterhub.composing.methods.row import Delta, Given
 
     one = Factors(np.array([[1], [2]], np.float32), np.array([[1, 0, 2]], np.float32))
     two = Factors(np.array([[0], [1]], np.float32), np.array([[3, 1, 0]], np.float32))

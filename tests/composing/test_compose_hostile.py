@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from adapterhub import api, formats
 from adapterhub.composing import writing
-from adapterhub.composing.plot import check as check_picture
+from adapterhub.composing.comparing.plot import check as check_picture
 from adapterhub.composing.recipe import LIMIT_BYTES, read, recipe_of
 from adapterhub.composing.wholes import AVERAGE
 from adapterhub.composing.window import in_order

@@ -11,8 +11,8 @@ import pytest
 from composing_building import SIZES, Q, V, composed, deltas, given, lora
 
 from adapterhub.composing.factored import Factors
-from adapterhub.composing.methods import Delta, Given
-from adapterhub.composing.table import method
+from adapterhub.composing.methods.row import Delta, Given
+from adapterhub.composing.methods.table import method
 from adapterhub.errors import InvalidOption
 
 Matrix = Any
@@ -310,7 +310,7 @@ def test_what_is_dropped_hangs_on_the_seed_alone(tmp_path: Path) -> None:
 
 
 def test_the_share_kept_and_its_mean() -> None:
-    from adapterhub.composing.subspaces import _drawn
+    from adapterhub.composing.methods.subspaces import _drawn
 
     for density in (0.1, 0.5, 0.9):
         kept = _drawn((200, 500), density, SEED, 0)

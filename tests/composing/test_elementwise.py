@@ -11,8 +11,9 @@ import dense_oracles as oracles
 import numpy as np
 import pytest
 
-from adapterhub.composing import blocks, table
-from adapterhub.composing.methods import Given
+from adapterhub.composing import blocks
+from adapterhub.composing.methods import table
+from adapterhub.composing.methods.row import Given
 
 DENSE = [name for name, row in table.TABLE.items() if row.file in ("elementwise", "spherical")]
 BY_CHANCE = ("dare_linear", "dare_ties", "della")

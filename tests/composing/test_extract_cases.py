@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import adapterhub as ah
 from adapterhub import formats
 from adapterhub.cli import main
-from adapterhub.composing import blas, checkpoints, window
+from adapterhub.composing import blas, window
+from adapterhub.composing.extracting import checkpoints
 from adapterhub.errors import NotMergeable, NotSupported
 
 pytest.importorskip("transformers")

@@ -13,8 +13,8 @@ from composing_building import Q, assert_close, composed, deltas, dense, given, 
 
 from adapterhub.composing import Input
 from adapterhub.composing.factored import Factors
-from adapterhub.composing.methods import Delta, Given
-from adapterhub.composing.table import TABLE, method
+from adapterhub.composing.methods.row import Delta, Given
+from adapterhub.composing.methods.table import TABLE, method
 from adapterhub.errors import InvalidOption
 
 ON_LORAS = [name for name, row in TABLE.items() if row.kind != "tensors"]

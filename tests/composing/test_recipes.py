@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from adapterhub import api
 from adapterhub.cli import main
 from adapterhub.composing.cases import Case, Cases
+from adapterhub.composing.methods.table import method
 from adapterhub.composing.recipe import parse, read, recipe_of, to_yaml
 from adapterhub.composing.run import seed_of
-from adapterhub.composing.table import method
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, SchemaError
 from adapterhub.formats import read as read_adapter
 from adapterhub.registry import Registry

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adapterhub.composing.comparing.figures import Delta as Known
+from adapterhub.composing.comparing.figures import DenseDelta, low_rank
 from adapterhub.composing.factored import Factors, Matrix, finite, stacked
-from adapterhub.composing.figures import Delta as Known
-from adapterhub.composing.figures import DenseDelta, low_rank
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.sites import Term, read, refuse_empty, sites
 from adapterhub.errors import NotMergeable

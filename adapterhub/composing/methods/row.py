@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from adapterhub.composing.cases import checked
 from adapterhub.composing.factored import Factors, Matrix
-from adapterhub.composing.parameters import Parameter
+from adapterhub.composing.methods.parameters import Parameter
 from adapterhub.errors import InvalidOption
 
 
@@ -116,7 +116,7 @@ class Method:
         return self._named(self.function)
 
     def _named(self, name: str) -> Any:
-        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), name)
+        return getattr(importlib.import_module(f"adapterhub.composing.methods.{self.file}"), name)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""

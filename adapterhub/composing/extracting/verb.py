@@ -15,13 +15,9 @@ from typing import Any
 from adapterhub.adapter import REPLACE, BaseClaim
 from adapterhub.base import Base
 from adapterhub.composing.building import Parts, lora
-from adapterhub.composing.checkpoints import Checkpoints, Pair, checkpoints
-from adapterhub.composing.factored import check_share
-from adapterhub.composing.methods import Made
-from adapterhub.composing.native import biases, sparse
-from adapterhub.composing.result import ModuleReport, total_error
-from adapterhub.composing.run import Composed, finished, sketch_seed
-from adapterhub.composing.saving import (
+from adapterhub.composing.extracting.checkpoints import Checkpoints, Pair, checkpoints
+from adapterhub.composing.extracting.native import biases, sparse
+from adapterhub.composing.extracting.saving import (
     REST,
     SAVE,
     Found,
@@ -31,6 +27,10 @@ from adapterhub.composing.saving import (
     saved_fields,
     settle_rest,
 )
+from adapterhub.composing.factored import check_share
+from adapterhub.composing.methods.row import Made
+from adapterhub.composing.result import ModuleReport, total_error
+from adapterhub.composing.run import Composed, finished, sketch_seed
 from adapterhub.composing.sites import of_weight
 from adapterhub.composing.sizing import Sizing
 from adapterhub.composing.sketch import truncated

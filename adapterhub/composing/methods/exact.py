@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from adapterhub.composing.factored import Factors, stacked
-from adapterhub.composing.methods import Delta, Given, Made
+from adapterhub.composing.methods.row import Delta, Given, Made
 
 
 def total(deltas: Sequence[Delta], given: Given) -> Made:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapterhub.composing.factored import Factors, Matrix, stacked, svd
-from adapterhub.composing.methods import Delta, Given, Made
+from adapterhub.composing.methods.row import Delta, Given, Made
 from adapterhub.errors import NotMergeable
 
 # Files have fp32: what is smaller than this share of the largest singular value, or of the size of

@@ -16,7 +16,7 @@ import numpy as np
 
 from adapterhub.composing.blocks import blocks, each
 from adapterhub.composing.factored import Matrix
-from adapterhub.composing.methods import Given
+from adapterhub.composing.methods.row import Given
 from adapterhub.errors import InvalidOption
 
 _ALIKE = 0.9995  # mergekit's, for slerp

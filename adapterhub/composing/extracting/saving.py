@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from adapterhub.adapter import REPLACE, Adapter
-from adapterhub.composing.checkpoints import Checkpoints, Pair
+from adapterhub.composing.extracting.checkpoints import Checkpoints, Pair
 from adapterhub.composing.run import Composed
 from adapterhub.composing.window import Progress
 from adapterhub.errors import NotMergeable

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from adapterhub.adapter import REPLACE
 from adapterhub.base import Base
-from adapterhub.composing import comparison, sites
-from adapterhub.composing import plot as picture
-from adapterhub.composing.beside import Weights
-from adapterhub.composing.comparison import Bases, Compared, Comparison, Measured, Pair
+from adapterhub.composing import sites
+from adapterhub.composing.comparing import comparison
+from adapterhub.composing.comparing import plot as picture
+from adapterhub.composing.comparing.beside import Weights
+from adapterhub.composing.comparing.comparison import Bases, Compared, Comparison, Measured, Pair
+from adapterhub.composing.comparing.figures import Delta, Meeting, Signs, meet, sampled, signs
+from adapterhub.composing.comparing.meeting import Place, places
 from adapterhub.composing.converting import ADDED_BY_PEFT, summed
-from adapterhub.composing.figures import Delta, Meeting, Signs, meet, sampled, signs
 from adapterhub.composing.inputs import Input, check_unchanged, compared_bases, input_of
-from adapterhub.composing.meeting import Place, places
 from adapterhub.composing.window import Progress, in_order
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode

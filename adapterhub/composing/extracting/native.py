@@ -9,10 +9,10 @@ import numpy as np
 
 from adapterhub.adapter import REPLACE, Adapter, BaseClaim
 from adapterhub.composing.building import by_module
-from adapterhub.composing.checkpoints import Checkpoints, Pair
+from adapterhub.composing.extracting.checkpoints import Checkpoints, Pair
+from adapterhub.composing.extracting.saving import DROP, Found, Wanted, head_of, settle_rest
 from adapterhub.composing.factored import Cut, Matrix
-from adapterhub.composing.masks import magnitudes, place
-from adapterhub.composing.saving import DROP, Found, Wanted, head_of, settle_rest
+from adapterhub.composing.methods.masks import magnitudes, place
 from adapterhub.composing.window import Progress
 from adapterhub.errors import NotMergeable, NotSupported
 from adapterhub.methods.shapes import PARAMETERS

@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from adapterhub.composing import masks
 from adapterhub.composing.blocks import each, scale
 from adapterhub.composing.factored import Factors, Matrix
-from adapterhub.composing.methods import Delta, Given, Made
+from adapterhub.composing.methods import masks
+from adapterhub.composing.methods.row import Delta, Given, Made
 
 Prune = Callable[[Matrix, float, int, int], None]
 Join = Callable[[Sequence[Matrix], Sequence[float], Given], None]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from adapterhub.composing.methods import Method
-from adapterhub.composing.parameters import Parameter
+from adapterhub.composing.methods.parameters import Parameter
+from adapterhub.composing.methods.row import Method
 from adapterhub.errors import InvalidOption
 
 _ARXIV = "https://arxiv.org/abs/"

@@ -29,11 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.composing import blocks, masks
-from adapterhub.composing.elections import elected, weighted
+from adapterhub.composing import blocks
 from adapterhub.composing.factored import Matrix
 from adapterhub.composing.inputs import cancels
-from adapterhub.composing.methods import Given
+from adapterhub.composing.methods import masks
+from adapterhub.composing.methods.elections import elected, weighted
+from adapterhub.composing.methods.row import Given
 from adapterhub.errors import InvalidOption
 
 

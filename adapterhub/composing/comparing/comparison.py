@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from adapterhub.composing.figures import Meeting, Overlap, Signs, cosine
+from adapterhub.composing.comparing.figures import Meeting, Overlap, Signs, cosine
 
 Pair = tuple[int, int]
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.composing.comparison import Comparison, mean
-from adapterhub.composing.meeting import natural
+from adapterhub.composing.comparing.comparison import Comparison, mean
+from adapterhub.composing.comparing.meeting import natural
 from adapterhub.errors import InvalidOption, MissingExtra, OutputError
 
 if TYPE_CHECKING:
