@@ -251,7 +251,12 @@ def result(path: Path, made: Sequence[Made], weights: Sequence[float], **options
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("plain", 5), ("equal", 3), ("sparse", 3), ("skewed", 5)]
+    ("kind", "count"),
+    [
+        ("equal", 3),
+        ("sparse", 3),
+        *(pytest.param(kind, 5, marks=pytest.mark.slow) for kind in ("plain", "skewed")),
+    ],
 )
 def test_from_files_to_files(kind: str, count: int, tmp_path: Path) -> None:
     sources = inputs(tmp_path, kind, count)
