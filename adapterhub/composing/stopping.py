@@ -25,7 +25,7 @@ def until(stop: threading.Event, work: Callable[[Item], Result], item: Item) -> 
 
 
 def checker() -> Callable[[], None]:
-    """A function that raises Stopped where the work of this thread is to end; for its helpers."""
+    """Raises Stopped where the work of this thread is to end, from threads of its own too."""
     stop = getattr(_here, "stop", None)
 
     def check() -> None:
