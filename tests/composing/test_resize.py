@@ -245,6 +245,30 @@ def test_what_peft_adds_needs_a_base_and_is_compared_as_a_sum(tmp_path: Path) ->
     assert "--base BASE" in error.value.details[0]
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (1, 4), (2, 2)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_kronecker_product_has_the_lower_of_its_ranks(
+    shape: tuple[int, int], whole: bool
+) -> None:
+    from adapterhub.composing.converting import _lokr
+    from adapterhub.tensorfile import ArrayTensor
+
+    def noise(seed: int, *sides: int) -> Any:
+        return np.random.default_rng(seed).standard_normal(sides).astype(np.float32)
+
+    w1, w2_a, w2_b = noise(1, *shape), noise(2, 5, 2), noise(3, 2, 4)
+    roles: dict[str, Any] = {"lokr_w1": w1}
+    if not whole:
+        one, other = noise(4, shape[0], 1), noise(5, 1, shape[1])
+        roles, w1 = {"lokr_w1_a": one, "lokr_w1_b": other}, one @ other
+    roles |= {"lokr_w2_a": w2_a, "lokr_w2_b": w2_b}
+    pair = _lokr({role: ArrayTensor(array) for role, array in roles.items()})
+    assert pair is not None
+    a, b = (tensor.read().astype(np.float64) for tensor in pair)
+    assert len(a) == 2 * min(shape)
+    assert np.allclose(b @ a, np.kron(w1.astype(np.float64), w2_a @ w2_b), atol=1e-5)
+
+
 def test_miss_by_hand(tmp_path: Path) -> None:
     """ΔW[o, i] = M[i mod r, o]"""
     from adapterhub.composing.converting import _miss
