@@ -203,6 +203,26 @@ def test_unknown_methods_and_parameters(tmp_path: Path) -> None:
         given(tmp_path / "a", float("nan"))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"energy": 0.0}, r"energy 0\.0"),
+        ({"energy": 1.01}, r"energy 1\.01"),
+        ({"energy": float("nan")}, "energy nan"),
+        ({"energy": Cases((Case("q_proj", 2.0),))}, r"energy 2\.0"),
+        ({"rank": 0}, "rank 0"),
+        ({"rank": True}, "rank True"),
+        ({"rank": 2.0}, r"rank 2\.0"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 1 << 64}, "seed 18446744073709551616"),
+        ({"weights": {0: Cases((Case(None, float("inf")),))}}, "weight inf"),
+    ],
+)
+def test_options_out_of_range_are_no_options(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidOption, match=said):
+        Options(**options)
+
+
 def test_what_is_no_plain_lora_is_said_of_whom(tmp_path: Path) -> None:
     plain = given(lora(tmp_path / "plain", 1))
     wrong: list[dict[str, Any]] = [

@@ -189,6 +189,7 @@ def test_bf16_and_mixed_dtypes(tmp_path: Path, dtypes: tuple[str, str]) -> None:
     assert np.allclose(b @ a, new - old, atol=1e-5)
 
 
+@quiet
 def test_targets_narrow_and_may_name_heads_and_embeddings(tmp_path: Path) -> None:
     base = saved(LLAMA, tmp_path / "base")
     fine = tuned(base, tmp_path / "fine", nudged("weight"))
@@ -209,6 +210,12 @@ def test_targets_narrow_and_may_name_heads_and_embeddings(tmp_path: Path) -> Non
         assert np.allclose(
             merged[f"{one.module}.weight"], wanted[f"{one.module}.weight"], atol=1e-5
         )
+    names = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert "base_model.model.model.embed_tokens.lora_embedding_A" in names
+    with torch.no_grad():
+        theirs = peft_of(model(LLAMA), tmp_path / "out")(TOKENS).logits
+        ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        assert torch.allclose(theirs, ours(TOKENS).logits, atol=1e-4)
 
 
 def test_the_command_takes_targets_between_commas_too(tmp_path: Path) -> None:

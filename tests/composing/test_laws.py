@@ -198,6 +198,21 @@ def test_a_sum_of_sums_is_the_sum(two: list[Path], tmp_path: Path) -> None:
     assert_close(deltas(nested), dense(*flat))
 
 
+# --- the same bits everywhere -----------------------------------------------------------------
+
+# Products, sums and choices of elements alone; all else decomposes.
+EXACT = {"sum", "average", "task_arithmetic", "concat", "peft_linear", "peft_cat", "peft_ties"}
+EXACT |= {"peft_dare_linear", "peft_dare_ties", "peft_magnitude_prune"}
+
+
+@pytest.mark.parametrize("name", ON_LORAS)
+def test_who_says_that_every_machine_makes_the_same(name: str, two: list[Path]) -> None:
+    assert method(name).exact == (name in EXACT)
+    for size, exact in (({}, name in EXACT), ({"rank": 1}, False), ({"energy": 0.9}, False)):
+        _, report = composed(weighted(two, 1, 1), method=name, **size)
+        assert report.reproducible is exact
+
+
 # --- functions --------------------------------------------------------------------------------
 
 

@@ -245,6 +245,30 @@ def test_what_peft_adds_needs_a_base_and_is_compared_as_a_sum(tmp_path: Path) ->
     assert "--base BASE" in error.value.details[0]
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (1, 4), (2, 2)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_kronecker_product_has_the_lower_of_its_ranks(
+    shape: tuple[int, int], whole: bool
+) -> None:
+    from adapterhub.composing.converting import _lokr
+    from adapterhub.tensorfile import ArrayTensor
+
+    def noise(seed: int, *sides: int) -> Any:
+        return np.random.default_rng(seed).standard_normal(sides).astype(np.float32)
+
+    w1, w2_a, w2_b = noise(1, *shape), noise(2, 5, 2), noise(3, 2, 4)
+    roles: dict[str, Any] = {"lokr_w1": w1}
+    if not whole:
+        one, other = noise(4, shape[0], 1), noise(5, 1, shape[1])
+        roles, w1 = {"lokr_w1_a": one, "lokr_w1_b": other}, one @ other
+    roles |= {"lokr_w2_a": w2_a, "lokr_w2_b": w2_b}
+    pair = _lokr({role: ArrayTensor(array) for role, array in roles.items()})
+    assert pair is not None
+    a, b = (tensor.read().astype(np.float64) for tensor in pair)
+    assert len(a) == 2 * min(shape)
+    assert np.allclose(b @ a, np.kron(w1.astype(np.float64), w2_a @ w2_b), atol=1e-5)
+
+
 def test_miss_by_hand(tmp_path: Path) -> None:
     """ΔW[o, i] = M[i mod r, o]"""
     from adapterhub.composing.converting import _miss
@@ -417,3 +441,31 @@ def test_each_expert_and_an_embedding_is_cut_by_itself(tmp_path: Path) -> None:
     product = columns.astype(np.float64) @ rows
     made = (found[f"{start}.embed_tokens.lora_embedding_{x}"] for x in "BA")
     assert np.allclose(next(made) @ next(made), best(product, 1), atol=1e-5)
+
+
+def test_experts_of_different_ranks_share_the_largest(tmp_path: Path) -> None:
+    """One has two directions that are worth keeping, the other one has one."""
+    from safetensors.numpy import save_file
+
+    dice, path = np.random.default_rng(4), tmp_path / "a"
+    q, p = (np.linalg.qr(dice.standard_normal((n, 2)))[0] for n in (5, 4))
+    wanted = [q * s @ p.T for s in ((3.0, 2.0), (3.0, 0.01))]
+    a = np.ascontiguousarray(np.concatenate([p.T, p.T]), np.float32)  # expert by expert
+    b = np.stack([q * (3.0, 2.0), q * (3.0, 0.01)], axis=2).reshape(5, -1)  # rank by rank
+    start = "base_model.model.model.layers.0.mlp.experts.lora_"
+    path.mkdir()
+    tensors = {f"{start}A.weight": a, f"{start}B.weight": b.astype(np.float32)}
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "peft_version": "0.21.2"}
+    config |= {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}
+    config |= {"base_model_name_or_path": "owner/base"}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    ah.resize(path, energy=0.95, out=tmp_path / "resized")
+    ah.compose([path], energy=0.95, out=tmp_path / "composed")
+    for out in ("resized", "composed"):
+        found = load_file(tmp_path / out / "adapter_model.safetensors")
+        new_a, new_b = found[f"{start}A.weight"], found[f"{start}B.weight"]
+        assert (new_a.shape, new_b.shape) == ((4, 4), (5, 4))
+        for e, (kept, delta) in enumerate(zip((2, 1), wanted, strict=True)):
+            made = new_b[:, e::2].astype(np.float64) @ new_a[2 * e : 2 * e + 2]
+            assert np.allclose(made, best(delta, kept), atol=1e-5)
