@@ -29,6 +29,7 @@ from adapterhub.errors import InvalidOption, NotFound, SchemaError
 from adapterhub.formats.card import trick
 
 LIMIT_BYTES = 64 * 1024
+BY_ROOT = "adapter_root "  # in the place of a model that no registry has
 _NUMBER = re.compile(
     r"[-+]?(?:(?:0|[1-9][0-9]{0,39})(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,4})?\Z"
 )
@@ -114,8 +115,9 @@ def _document(data: bytes, what: str) -> object:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, of which YAML would silently take the last, and numbers
-        that are not what they look like: 010 is 8 to YAML, 1:20 is 80, and 1e-3 a text."""
+        """Refuses a key that stands twice, of which YAML would silently take the last, or is no
+        text, and numbers that are not what they look like: 010 is 8 to YAML, 1:20 is 80, and 1e-3
+        a text, 1e-400 nothing."""
 
         def construct_number(self, node: Any) -> int | float:
             text = self.construct_scalar(node)
@@ -126,7 +128,13 @@ def _document(data: bytes, what: str) -> object:
                     f"the number {text[:40]}: give it in decimal digits",
                     node.start_mark,
                 )
-            return int(text) if text.lstrip("+-").isdecimal() else float(text)
+            if text.lstrip("+-").isdecimal():
+                return int(text)
+            if vanishes(text):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the number {text[:40]} is too small", node.start_mark
+                )
+            return float(text)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = Counter(str(key.value) for key, _ in node.value)
@@ -135,7 +143,12 @@ def _document(data: bytes, what: str) -> object:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {twice} stands twice", node.start_mark
                 )
-            return super().construct_mapping(node, deep)
+            found = super().construct_mapping(node, deep)
+            if odd := [key for key in found if not isinstance(key, str)]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {odd[0]!r:.40} is no text", node.start_mark
+                )
+            return found
 
     for kind in ("int", "float"):
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
@@ -148,6 +161,11 @@ def _document(data: bytes, what: str) -> object:
     except (yaml.YAMLError, ValueError) as error:
         first = " ".join(str(error).split())
         raise SchemaError(f"{what} is not valid YAML: {first[:200]}") from error
+
+
+def vanishes(text: str) -> bool:
+    """Whether a number in decimal digits is not 0, and would silently become it."""
+    return float(text) == 0 and any(digit in "123456789" for digit in re.split("[eE]", text)[0])
 
 
 # --- from a lineage ---------------------------------------------------------------------------
@@ -192,7 +210,7 @@ def _model(source: Mapping[str, Any], weight: Any) -> dict[str, Any]:
 
 def _digest(source: Mapping[str, Any]) -> str:
     """An adapter that came from a path is in no registry: its adapter_root at least says which."""
-    return str(source.get("digest") or f"adapter_root {source['weights_root']}")
+    return str(source.get("digest") or f"{BY_ROOT}{source['weights_root']}")
 
 
 def _chosen(whole: Any, inputs: Sequence[Mapping[str, Any]]) -> Any:

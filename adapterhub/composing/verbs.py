@@ -20,7 +20,7 @@ from adapterhub.composing.table import method as find_method
 from adapterhub.composing.wholes import AVERAGE, REFUSE
 from adapterhub.composing.writing import check_target, deliver
 from adapterhub.digest import is_digest
-from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
+from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, NotFound, OutputError
 from adapterhub.registry import Registry
 from adapterhub.registry.opening import opened
 
@@ -106,9 +106,18 @@ def _place(
 ) -> tuple[str | None, str | Path | None]:
     """Where to, which can be there and is free. Raises InvalidOption, InvalidName, OutputError."""
     if name is None and out is None:
-        name, out = wanted.name, wanted.out and Path(wanted.out).expanduser()
+        name, out = wanted.name, wanted.out and _expanded(wanted.out)
     check_target(name, out)
     return name, out
+
+
+def _expanded(out: str) -> Path:
+    try:
+        return Path(out).expanduser()
+    except RuntimeError as error:
+        raise OutputError(
+            f"{out!r:.200} names a home that nobody has", remedy="give the whole path"
+        ) from error
 
 
 def _models(adapters: Sequence[AdapterSpec]) -> tuple[tuple[str | Path, float], ...]:
@@ -161,6 +170,11 @@ def _input(
     registry: Registry, spec: str | Path, weight: float | Cases, allow_pickle: bool
 ) -> Input:
     """`spec` may be the digest of a version, as the recipe of one that was made has it."""
+    if isinstance(spec, str) and spec.startswith(recipes.BY_ROOT):
+        raise NotFound(
+            f"{spec} says which adapter was composed, and not where it is: it came from a path",
+            remedy="put its path, or its name in the registry, there",
+        )
     if isinstance(spec, str) and is_digest(spec):
         loaded = registry.load_version(spec)
     else:
