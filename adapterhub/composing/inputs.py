@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
 from numbers import Real
 from pathlib import Path
@@ -164,6 +165,7 @@ def compared_bases(one: Input, other: Input) -> tuple[str, bool]:
     return "", False
 
 
+@lru_cache(4096)
 def _meant(name: str) -> object:
     """What a base's name means: mirrors of a known base hold the same weights."""
     known = named(name)

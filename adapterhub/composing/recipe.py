@@ -28,7 +28,7 @@ from adapterhub.errors import InvalidOption, NotFound, SchemaError
 from adapterhub.formats.card import trick
 
 LIMIT_BYTES = 64 * 1024
-_OF_A_PATH = "adapter_root "  # before a digest that no registry finds an adapter by
+_BY_ROOT = "adapter_root "  # before a digest that no registry finds an adapter by
 _SPACES = "entries of one list or mapping begin in one column, indented by spaces and not by tabs"
 _NUMBER = re.compile(
     r"[-+]?(?:(?:0|[1-9][0-9]{0,39})(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,4})?\Z"
@@ -99,7 +99,7 @@ def _shape() -> str:
 
 def _refuse_nameless(models: Sequence[str], what: str) -> None:
     """Raises NotFound for adapters of which `show` could tell no more than what they hold."""
-    if nameless := [model for model in models if model.startswith(_OF_A_PATH)]:
+    if nameless := [model for model in models if model.startswith(_BY_ROOT)]:
         raise NotFound(
             f"{what} names adapters that came from a path and are in no registry",
             details=nameless,
@@ -153,8 +153,9 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, of which YAML would silently take the last, and numbers
-        that are not what they look like: 010 is 8 to YAML, 1:20 is 80, and 1e-3 a text."""
+        """Refuses a key that stands twice, of which YAML would silently take the last, or is no
+        text, and numbers that are not what they look like: 010 is 8 to YAML, 1:20 is 80, and 1e-3
+        a text, 1e-400 nothing."""
 
         def construct_number(self, node: Any) -> int | float:
             text = self.construct_scalar(node)
@@ -165,7 +166,13 @@ def _loader() -> Any:
                     f"the number {text[:40]}: give it in decimal digits",
                     node.start_mark,
                 )
-            return int(text) if text.lstrip("+-").isdecimal() else float(text)
+            if text.lstrip("+-").isdecimal():
+                return int(text)
+            if vanishes(text):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the number {text[:40]} is too small", node.start_mark
+                )
+            return float(text)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
@@ -175,7 +182,12 @@ def _loader() -> Any:
                         None, None, f"the key {key.value} stands twice", key.start_mark
                     )
                 seen.add(str(key.value))
-            return super().construct_mapping(node, deep)
+            found = super().construct_mapping(node, deep)
+            if odd := [key for key in found if not isinstance(key, str)]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {odd[0]!r:.40} is no text", node.start_mark
+                )
+            return found
 
     for kind in ("int", "float"):
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
@@ -189,6 +201,11 @@ def _where(error: Exception) -> str:
     if mark is None or problem is None:
         return " ".join(str(error).split())[:200]
     return f"line {mark.line + 1}, column {mark.column + 1}: {' '.join(problem.split())[:200]}"
+
+
+def vanishes(text: str) -> bool:
+    """Whether a number in decimal digits is not 0, and would silently become it."""
+    return float(text) == 0 and any(digit in "123456789" for digit in re.split("[eE]", text)[0])
 
 
 # --- from a lineage ---------------------------------------------------------------------------
@@ -233,7 +250,7 @@ def _model(source: Mapping[str, Any], weight: Any) -> dict[str, Any]:
 
 def _digest(source: Mapping[str, Any]) -> str:
     """An adapter that came from a path is in no registry: its adapter_root at least says which."""
-    return str(source.get("digest") or f"{_OF_A_PATH}{source['weights_root']}")
+    return str(source.get("digest") or f"{_BY_ROOT}{source['weights_root']}")
 
 
 def _chosen(whole: Any, inputs: Sequence[Mapping[str, Any]]) -> Any:

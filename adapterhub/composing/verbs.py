@@ -21,7 +21,7 @@ from adapterhub.composing.wholes import AVERAGE, REFUSE
 from adapterhub.composing.window import Progress
 from adapterhub.composing.writing import check_target, deliver
 from adapterhub.digest import is_digest
-from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
+from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, OutputError
 from adapterhub.registry import Registry
 from adapterhub.registry.opening import opened
 
@@ -109,9 +109,18 @@ def _place(
 ) -> tuple[str | None, str | Path | None]:
     """Where to, which can be there and is free. Raises InvalidOption, InvalidName, OutputError."""
     if name is None and out is None:
-        name, out = wanted.name, wanted.out and Path(wanted.out).expanduser()
+        name, out = wanted.name, wanted.out and _expanded(wanted.out)
     check_target(name, out)
     return name, out
+
+
+def _expanded(out: str) -> Path:
+    try:
+        return Path(out).expanduser()
+    except RuntimeError as error:
+        raise OutputError(
+            f"{out!r:.200} names a home that nobody has", remedy="give the whole path"
+        ) from error
 
 
 def _models(adapters: Sequence[AdapterSpec]) -> tuple[tuple[str | Path, float], ...]:

@@ -215,7 +215,7 @@ def test_unknown_methods_and_parameters(tmp_path: Path) -> None:
         ({"rank": 2.0}, r"rank 2\.0"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 1 << 64}, "seed 18446744073709551616"),
-        ({"weights": {0: Cases((Case(None, float("inf")),))}}, "weight inf"),
+        ({"weights": {0: Cases((Case(None, float("inf")),))}}, "weight of adapter 1 is inf"),
     ],
 )
 def test_options_out_of_range_are_no_options(options: dict[str, Any], said: str) -> None:

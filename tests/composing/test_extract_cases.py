@@ -19,7 +19,7 @@ from adapterhub import formats
 from adapterhub.cli import main
 from adapterhub.composing import blas, window
 from adapterhub.composing.extracting import checkpoints
-from adapterhub.errors import NotMergeable, NotSupported
+from adapterhub.errors import InvalidBase, NotMergeable, NotSupported
 
 pytest.importorskip("transformers")
 MIXTRAL = (
@@ -135,6 +135,7 @@ def test_blas_gets_its_threads_back() -> None:
     def counts() -> set[int]:
         return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
 
+    blas._libraries.cache_clear()  # other tests load libraries that have a BLAS of their own
     with threadpool_limits(2, "blas"):
         before = counts()
         with blas.one_thread():
@@ -198,6 +199,41 @@ def test_modules_are_called_as_in_memory_whatever_the_files_say(tmp_path: Path) 
         assert report.left_out == []
         files.append((tmp_path / str(number) / "adapter_model.safetensors").read_bytes())
     assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("how", [{"rank": 2}, {"sparse": 0.1}])
+def test_a_difference_beyond_fp32_is_refused(tmp_path: Path, how: dict[str, float]) -> None:
+    base = saved(LLAMA, tmp_path / "base")
+    pair = [
+        tuned(base, tmp_path / str(value), lambda arrays, v=value: _filled(arrays, v))
+        for value in (3e38, -3e38)
+    ]
+    with pytest.raises(InvalidBase, match="so far apart"):
+        ah.extract(*pair, out=tmp_path / "out", **how)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def _filled(arrays: Arrays, value: float) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    arrays[name] = np.full_like(arrays[name], value)
+
+
+def test_a_scalar_that_changed_is_no_place_of_a_sparse_delta(tmp_path: Path) -> None:
+    base = saved(LLAMA, tmp_path / "base")
+
+    def scalar(arrays: Arrays, value: float) -> None:
+        nudged("k_proj.weight")(arrays)
+        arrays["model.layers.0.self_attn.q_proj.weight"] = np.array(value, np.float32)
+
+    old = tuned(base, tmp_path / "old", lambda arrays: scalar(arrays, 1.0))
+
+    def again(arrays: Arrays) -> None:
+        nudged("v_proj.weight")(arrays)
+        arrays["model.layers.0.self_attn.q_proj.weight"] = np.array(2.0, np.float32)
+
+    report = ah.extract(old, tuned(old, tmp_path / "new", again), sparse=1, out=tmp_path / "out")
+    assert report.saved == ["model.layers.0.self_attn.q_proj.weight"]
+    assert formats.read(tmp_path / "out").fatal == ()
 
 
 def test_a_head_that_is_tied_no_more_is_saved(tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ from composing_building import Q, composed, deltas, given, lora
 from safetensors.numpy import load_file, save_file
 
 from adapterhub import api, formats
-from adapterhub.errors import AdapterHubError, InvalidAdapter, InvalidOption, NotMergeable
+from adapterhub.errors import (
+    AdapterHubError,
+    InvalidAdapter,
+    InvalidOption,
+    NotMergeable,
+    NotSupported,
+)
 from adapterhub.registry import Registry
 
 ODD: Any = [None, "0.5", b"1", True, [], {}, 1j, decimal.Decimal("0.5"), 10**400, np.ones(2)]
@@ -118,6 +124,26 @@ def test_a_uniform_rank_of_values_beyond_fp32(tmp_path: Path, registry: Registry
     save_file({k: np.full_like(v, 3e38) for k, v in load_file(file).items()}, file)
     with pytest.raises(NotMergeable, match="infinite"):
         api.resize(path, energy=0.9, uniform=True, out=tmp_path / "out", registry=registry)
+
+
+def test_more_than_a_config_holds(tmp_path: Path, registry: Registry) -> None:
+    """Ranks beyond the schema's, and an alpha that rsLoRA's scale makes so: never unreadable."""
+    inputs = []
+    for n in range(2):
+        path = lora(tmp_path / str(n), n, modules=[Q], r=600_000)
+        arrays = {
+            f"base_model.model.{Q}.lora_A.weight": np.full((600_000, 1), n + 1, np.float32),
+            f"base_model.model.{Q}.lora_B.weight": np.ones((1, 600_000), np.float32),
+        }
+        save_file(arrays, path / "adapter_model.safetensors")
+        inputs.append(path)
+    with pytest.raises(NotSupported, match="does not fit into the config") as found:
+        api.compose(inputs, out=tmp_path / "out", registry=registry)
+    assert "1200000" in str(found.value)
+    steep = lora(tmp_path / "steep", 1, rank=4, lora_alpha=1e12, use_rslora=True)
+    with pytest.raises(NotSupported, match="lora_alpha"):
+        api.resize(steep, rank=8, out=tmp_path / "out", registry=registry)
+    assert not (tmp_path / "out").exists()
 
 
 # --- inputs that change -----------------------------------------------------------------------

@@ -66,7 +66,8 @@ class Pair:
     def delta(self) -> Matrix | None:
         """new − old in fp32, as it is stored; None where they have the same values.
 
-        Raises NotSupported for other dtypes than FLOATS, InvalidBase for NaN and infinity.
+        Raises NotSupported for other dtypes than FLOATS, InvalidBase for NaN and infinity, also
+        where two finite values are so far apart.
         """
         found: Matrix | None = None
         for rows, old, new in self._unequal():
@@ -76,13 +77,14 @@ class Pair:
                     remedy=f"give checkpoints in {', '.join(FLOATS)}",
                 )
             change = _single(new, old.size)
-            change -= _single(old, old.size)
+            with np.errstate(over="ignore", invalid="ignore"):
+                change -= _single(old, old.size)
             self._refuse_infinite(change)
             if found is None and change.any():
-                found = np.zeros(self.new.shape, np.float32)
+                found = np.zeros(self.new.shape or (1,), np.float32)
             if found is not None:
                 found[rows] = change.reshape(found[rows].shape)
-        return found
+        return None if found is None else found.reshape(self.new.shape)
 
     def differs(self) -> bool:
         """Whether any value does; what the base lacks differs."""
@@ -101,7 +103,7 @@ class Pair:
     def _refuse_infinite(self, values: Matrix) -> None:
         if not np.isfinite(values).all():
             raise InvalidBase(
-                f"{self.name} holds values that are NaN or infinite",
+                f"{self.name} holds values that are NaN or infinite, or are so far apart",
                 remedy="check both checkpoints: adapterhub merge would refuse them too",
             )
 

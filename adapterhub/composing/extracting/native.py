@@ -67,7 +67,11 @@ def sparse(
     among equals the first in the order of the files count.
     """
     pairs = [pair for pair in both.pairs if not pair.shared]
-    own = [pair for pair in pairs if pair.old and pair.parameter in PARAMETERS and not pair.expert]
+    own = [
+        pair
+        for pair in pairs
+        if pair.old and pair.parameter in PARAMETERS and pair.shape and not pair.expert
+    ]
     names = {pair.name for pair in own}
     rest = settle_rest([pair for pair in pairs if pair.name not in names], wanted, progress)
     number = math.ceil(share * sum(math.prod(pair.shape) for pair in own))
