@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from composing_building import SIZES, Q, V, lora
+from patience import ends
 from safetensors.numpy import load_file, save_file
 from test_compose_cli import run
 
 from adapterhub.cli import comparing, output
 from adapterhub.composing.comparing import plot
 from adapterhub.composing.comparing import verb as comparing_room
-from adapterhub.composing.comparing.comparison import Comparison, Met, ModuleComparison
+from adapterhub.composing.comparing.comparison import Compared, Comparison, Met, ModuleComparison
 from adapterhub.errors import MissingExtra
 
 drawn = pytest.mark.skipif(
@@ -186,10 +187,15 @@ def test_without_matplotlib_the_extra_is_named(
     assert "adapterhub[plot]" in error.value.remedy
 
 
-def grid(*modules: str) -> plot.Grid:
+def compared(*modules: str) -> Comparison:
     met = Met((0, 1), 0.5, None, None, None, None)
     ones = [ModuleComparison(m, (1, 1), 1, (1.0,), (None,), None, (met,)) for m in modules]
-    return plot.grid(Comparison((), (), (), tuple(ones), (), None))
+    both = tuple(Compared(name, None, "lora", (), None, 1, 1.0, None, ()) for name in "ab")
+    return Comparison(both, (), (met,), tuple(ones), (), None)
+
+
+def grid(*modules: str) -> plot.Grid:
+    return plot.grid(compared(*modules))
 
 
 def test_rows_are_layers_and_columns_short_names() -> None:
@@ -231,3 +237,14 @@ def test_figures_are_explained_and_what_is_left_out_stands_once(tmp_path: Path) 
     line = next(line for line in said.splitlines() if "not compared" in line)
     assert line.endswith("score.weight: it is saved whole") and f"{a}, {b}" in line
     assert "-0.000" not in said and "replace:" not in said
+
+
+@drawn
+def test_a_picture_of_thousands_of_odd_modules(tmp_path: Path) -> None:
+    """Names that have nothing in common, and one that is longer than the picture is wide."""
+    names = [*(f"m{n}.n{n}.q" for n in range(10_000)), "x" * 900, "a$\\frac{$.p"]
+    with ends():
+        columns = grid(*names).columns
+        assert len(set(columns)) == len(names) and columns[1] == "n1.q"
+        plot.write(compared(*names), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000

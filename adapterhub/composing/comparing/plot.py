@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ _FORMATS: Mapping[str, Mapping[str, None]] = {  # what they would say of time an
 _LIMITS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _COLOURS = "PuOr_r"  # diverges from white; its two sides differ to the colour-blind too
 _MISSING = "#d9d9d9"
-_LABEL = 22  # characters of an adapter's name
+_MOST_LINES = 300  # of a grid; more would hide what is between them
+_LABEL, _PATH = 22, 40  # characters of an adapter's name, and of a module's
 _LAYER = re.compile(r"(?:(?P<stem>.*?)\.)?(?P<number>[0-9]{1,9})\.(?P<tail>.+)")
 
 
@@ -104,10 +106,11 @@ def grid(found: Comparison) -> Grid:
             cells.setdefault(_place(one.module), []).append(one.cosine)
     layers = sorted({layer for layer, _ in cells}, key=lambda at: (at[1] < 0, natural(at[0]), at))
     tails = list(dict.fromkeys(tail for _, tail in cells))
+    ends = Counter(end for tail in tails for end in _ends(tail))
     stems = sorted({stem for stem, number in layers if number >= 0})
     return Grid(
         rows=tuple(_row(layer, stems) for layer in layers),
-        columns=tuple(_short(tail, tails) for tail in tails),
+        columns=tuple(_short(tail, ends) for tail in tails),
         values=tuple(
             tuple(mean(cells.get((layer, tail), [])) for tail in tails) for layer in layers
         ),
@@ -136,14 +139,15 @@ def _row(layer: tuple[str, int], stems: Sequence[str]) -> str:
     return f"{'.'.join(stem.split('.')[first : first + 1])} {number}".strip()
 
 
-def _short(tail: str, tails: Sequence[str]) -> str:
-    """The last parts of a module's path that no other ends with: q_proj, output.dense."""
+def _ends(tail: str) -> list[str]:
+    """Of a path, the shortest first, the whole of it last."""
     parts = tail.split(".")
-    for count in range(1, len(parts)):
-        end = ".".join(parts[-count:])
-        if not any(other != tail and f".{other}".endswith(f".{end}") for other in tails):
-            return end
-    return tail
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+
+def _short(tail: str, ends: Mapping[str, int]) -> str:
+    """The last parts of a module's path that no other ends with: q_proj, output.dense."""
+    return next((end for end in _ends(tail) if ends[end] == 1), tail)
 
 
 # --- drawing ----------------------------------------------------------------------------------
@@ -179,11 +183,12 @@ def _draw_modules(figure: Figure, axes: Axes, found: Grid, *, several: bool) -> 
     flat = [abs(value) for row in found.values for value in row if value is not None]
     limit = next((each for each in _LIMITS if max(flat, default=0.0) <= each), 1.0)
     image = _image(axes, found.values, limit, square=False)
-    columns = [_plain(column) for column in found.columns]
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    step = max(1, math.ceil(len(found.columns) / 60))
+    columns = [_plain(_cut(column, _PATH)) for column in found.columns[::step]]
+    axes.set_xticks(range(0, len(found.columns), step), columns, rotation=45, ha="right")
     axes.xaxis.set_tick_params(rotation_mode="anchor")
     step = max(1, math.ceil(len(found.rows) / 60))
-    layers = [_plain(row) for row in found.rows[::step]]
+    layers = [_plain(_cut(row, _PATH)) for row in found.rows[::step]]
     axes.set_yticks(range(0, len(found.rows), step), layers)
     axes.set_ylabel("layer" if layers != ["–"] else "")
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
@@ -226,9 +231,10 @@ def _image(
         aspect="equal" if square else "auto",
         interpolation="nearest",
     )
-    axes.set_xticks(np.arange(known.shape[1] + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(known.shape[0] + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=0.8)
+    if max(known.shape) <= _MOST_LINES:
+        axes.set_xticks(np.arange(known.shape[1] + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(known.shape[0] + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=0.8)
     axes.tick_params(which="both", length=0)
     return image
 
@@ -236,7 +242,11 @@ def _image(
 def _named(number: int, name: str) -> str:
     """A ref without its digest, or the end of a path."""
     name = name.rpartition("@sha256:")[0] or name.rstrip("/").rpartition("/")[2] or name
-    return f"{number + 1} {_plain(name if len(name) <= _LABEL else '…' + name[1 - _LABEL :])}"
+    return f"{number + 1} {_plain(_cut(name, _LABEL))}"
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _plain(text: str) -> str:
