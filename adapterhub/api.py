@@ -27,7 +27,8 @@ from adapterhub.composing import (
     extract,
     resize,
 )
-from adapterhub.composing.verbs import AdapterSpec, Progress
+from adapterhub.composing.verbs import AdapterSpec
+from adapterhub.composing.window import Progress
 from adapterhub.errors import AdapterHubError, InvalidOption, NotFound
 from adapterhub.hub.client import Pushed, PushPlan, PushResult, plan_push, push, push_all
 from adapterhub.hub.client.pulling import Pulled, PullPlan, pull

@@ -39,7 +39,7 @@ DOORS = {
     "huggingface_hub": ("registry/hubcache.py", "hub/client/"),
     "jsonschema": ("schema.py",),
     "lz4": ("hub/xet/",),
-    "matplotlib": ("composing/plot.py",),
+    "matplotlib": ("composing/comparing/plot.py",),
     "peft": ("methods/peft_layer.py", "runtime/prompts.py"),
     "platformdirs": ("store/",),
     "referencing": ("schema.py",),

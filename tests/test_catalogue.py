@@ -340,6 +340,7 @@ def test_a_name_is_no_parameter_of_experts_by_chance() -> None:
     assert _class("llama", "LlamaForCausalLM").fused_in(good) is None
 
 
+@pytest.mark.slow
 def test_experts_stored_as_they_are_in_memory_tell_how() -> None:
     found = architecture("gpt_oss").class_named("GptOssForCausalLM")
     assert found is not None

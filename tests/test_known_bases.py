@@ -135,6 +135,7 @@ def test_heads_of_every_class_are_there_with_labels_free() -> None:
 # --- made by the tool -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["tinyllama", "vit", "gpt-neo", "mt5"])
 def test_the_derived_facts_are_those_of_transformers(tool: ModuleType, family: str) -> None:
     path = tool.FOLDER / f"{family}.json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import differing, output
+from adapterhub.cli import differing, lineage, output
 from adapterhub.cli.opening import adapter_argument, open_registry, ref_argument, short_ref
 from adapterhub.cli.output import json_option, note, plural, quiet_option, short, size, when
 
@@ -285,6 +285,7 @@ def _print_version(found: Mapping[str, Any]) -> None:
             "language": card.get("language"),
             "topics": card.get("topics"),
             "metrics": card.get("metrics"),
+            "made by": lineage.made_by(found),
             "added from": _origin(found["origin"] or {}),
         },
         title=found["name"],
@@ -304,8 +305,8 @@ def _print_version(found: Mapping[str, Any]) -> None:
 def _recipe(found: Mapping[str, Any]) -> dict[str, Any] | None:
     from adapterhub.composing.recipe import recipe_of
 
-    lineage = found["manifest"]["lineage"]
-    return recipe_of(lineage) if lineage else None
+    told = found["manifest"]["lineage"]
+    return recipe_of(told) if told else None
 
 
 def _origin(origin: Mapping[str, Any]) -> str | None:
@@ -367,7 +368,7 @@ def diff(left: str, right: str, as_json: bool) -> None:
     if as_json:
         output.print_json(found.to_dict())
     else:
-        if rows := differing.rows(found, {"rank": spread}):
+        if rows := differing.rows(found, {"rank": spread}, {"lineage": lineage.brief}):
             output.print_table(("", short_ref(found.left), short_ref(found.right)), rows)
         click.echo(f"tensors: {found.same} equal, {len(found.changed)} with other values")
     if not found.equal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,18 +15,26 @@ from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
 from adapterhub.cli.output import json_option, progress
 
 if TYPE_CHECKING:
-    from adapterhub.composing.comparison import Compared, Comparison, Met, ModuleComparison
-    from adapterhub.composing.figures import Overlap
+    from adapterhub.composing.comparing.comparison import (
+        Compared,
+        Comparison,
+        Met,
+        ModuleComparison,
+    )
+    from adapterhub.composing.comparing.figures import Overlap
 
 WIDE = 10  # adapters; a matrix of more is too wide to read
 FEW = 10  # modules and pairs that are shown unless all are asked for
-NAME = 44  # characters of a module's path
-_FIGURES = ("cosine", "signs differ", "overlap of B", "of A")
+NAME = 44  # characters of an adapter's name
+MODULE = 36  # and of a module's path, where the terminal has the room
+_FIGURES = ("cosine", "signs differ", "overlap B", "and A")
 
 
 @click.command()
 @adapter_argument("adapters", metavar="ADAPTER ADAPTER...", nargs=-1, required=True)
-@click.option("--base", help="A BASE to measure the deltas against; by default the recorded one.")
+@click.option(
+    "--base", metavar="BASE", help="To measure the deltas against; by default the recorded one."
+)
 @click.option("--exact", is_flag=True, help="Compare the signs of all elements, not of a sample.")
 @click.option("--layers", is_flag=True, help="List every module.")
 @click.option(
@@ -88,14 +97,15 @@ def _of(adapter: Any) -> str | None:
 
 
 def _print_pairs(found: Comparison) -> None:
-    """The most alike of many, and what speaks against one base."""
+    """Of many those with most in common, and what speaks against one base."""
     ordered = list(zip(found.pairs, found.bases, strict=True))
+    click.echo()
     if len(ordered) > FEW:
         ordered.sort(key=lambda each: -abs(each[0].cosine or 0.0))
-    click.echo()
-    title = "pair" if len(ordered) <= FEW else f"pair ({FEW} of {len(ordered)})"
+        count = len(ordered)
+        click.echo(f"the {FEW} pairs of {count} whose cosine is farthest from 0; --json has all")
     output.print_table(
-        (title, *_FIGURES, "modules", "base"),
+        ("pair", *_FIGURES, "modules", "base"),
         [(_pair(met), *_figures(met), met.modules, b.relation) for met, b in ordered[:FEW]],
         right=(*_FIGURES, "modules"),
     )
@@ -104,10 +114,14 @@ def _print_pairs(found: Comparison) -> None:
 def _print_notes(found: Comparison) -> None:
     notes = [f"bases: {each.said}" for each in found.bases if each.said]
     notes += [f"not compared, since shapes differ: {each}" for each in found.shapes]
+    notes += [
+        f"{a.name} changes nothing: its deltas are zeros" for a in found.adapters if not a.norm
+    ]
     notes += _left_out(found.adapters)
     notes += found.notes
     if found.looked_at is not None and found.looked_at < 1:
-        notes.append(f"signs of {found.looked_at:.1%} of the elements; --exact compares all")
+        part = f"signs of {found.looked_at:.1%} of the elements"
+        notes.append(f"{part}, which tell a module's share to ±5%; --exact compares all")
     click.echo(
         "\ncosine: 1 one direction, 0 nothing in common; signs differ: 50% is chance;"
         "\noverlap: 1 where they write into (B) and read from (A) one subspace"
@@ -115,7 +129,7 @@ def _print_notes(found: Comparison) -> None:
     if notes:
         click.echo()
     for note in notes[:FEW]:
-        click.echo(f"• {output.clean(note)}")
+        click.echo(f"• {output.for_people(note)}")
     if len(notes) > FEW:
         click.echo(f"• and {len(notes) - FEW} more: --json")
 
@@ -140,18 +154,28 @@ def _print_modules(found: Comparison, all_of_them: bool) -> None:
     if not shared:
         click.echo("\nno module is changed by two of them")
         return
-    title = "modules, each with the pair that is least alike in it"
+    several = len(found.adapters) > 2
+    title = "modules" + (", each with the pair that is least alike in it" if several else "")
     if not all_of_them:
         shared.sort(key=lambda one: _lowest(one)[0])
         more = f" of {len(shared)}; --layers lists all" if len(shared) > FEW else ""
         title = f"least alike: {min(FEW, len(shared))} modules{more}"
         shared = shared[:FEW]
     click.echo(f"\n{title}")
+    columns = ("pair", *_FIGURES, "norms")[0 if several else 1 :]
+    rows = [_row(one)[-len(columns) :] for one in shared]
+    room = _room([columns, *rows])
     output.print_table(
-        ("module", "pair", *_FIGURES, "norms"),
-        [_row(one) for one in shared],
+        ("module", *columns),
+        [(_tail(one.module, room), *row) for one, row in zip(shared, rows, strict=True)],
         right=_FIGURES,
     )
+
+
+def _room(rows: Sequence[Sequence[str]]) -> int:
+    """Characters that the other columns leave to a module's path."""
+    others = sum(2 + max(map(len, column)) for column in zip(*rows, strict=True))
+    return max(MODULE // 2, min(MODULE, output.columns() - others))
 
 
 def _lowest(one: ModuleComparison) -> tuple[float, Met]:
@@ -165,7 +189,7 @@ def _lowest(one: ModuleComparison) -> tuple[float, Met]:
 def _row(one: ModuleComparison) -> tuple[str, ...]:
     met = _lowest(one)[1]
     norms = " ".join(f"{one.norms[number] or 0.0:.2g}" for number in met.pair)
-    return _tail(one.module, NAME - 8), _pair(met), *_figures(met), norms
+    return _pair(met), *_figures(met), norms
 
 
 def _pair(met: Met) -> str:
@@ -174,9 +198,16 @@ def _pair(met: Met) -> str:
 
 def _figures(met: Met) -> Iterator[str]:
     yield _figure(met.cosine)
-    yield "–" if met.sign_conflicts is None else _share(met.sign_conflicts)
+    yield _signs(met)
     yield _overlap(met.columns)
     yield _overlap(met.rows)
+
+
+def _signs(met: Met) -> str:
+    """Of the elements that both change, which of sparse deltas are few."""
+    if not met.both_change or met.sign_conflicts is None:
+        return "–"
+    return _share(met.sign_conflicts / met.both_change)
 
 
 def _overlap(found: Overlap | None) -> str:
@@ -192,11 +223,12 @@ def _share(value: float) -> str:
 
 
 def _tail(text: str, most: int) -> str:
-    """Of a long path the end, from one of its dots on where there is one."""
+    """Of a long path the end, from one of its dots or slashes on where there is one."""
     if len(text) <= most:
         return text
     end = text[1 - most :]
-    return f"…{end[max(0, end.find('.') + 1) :]}"
+    start = re.search("[./]", end)
+    return f"…{end[start.end() if start else 0 :]}"
 
 
 COMMANDS: Sequence[click.Command] = (compare,)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output, truncation
+from adapterhub.cli import made, output, truncation
 from adapterhub.cli.merging import split_weight
 from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
-from adapterhub.cli.output import json_option, progress, quiet_option
+from adapterhub.cli.output import json_option, quiet_option
 
 if TYPE_CHECKING:
-    from adapterhub.composing import Composition
-    from adapterhub.composing.methods import Method
+    from adapterhub.composing import Report
+    from adapterhub.composing.methods.row import Method
 
 
 @click.command()
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
-    help="A YAML file that says what to compose; --name and --out go before its own.",
+    metavar="FILE",
+    help="A YAML file that says what to compose; --name or --out take the place of its own.",
 )
-@click.option("--name", help="A name in the registry; the result is its new version.")
-@click.option("--out", type=click.Path(path_type=Path), help="Or a new directory.")
+@made.target_options
 @click.option("--rank", type=int, help="Truncate each module to this rank.")
-@click.option("--energy", type=float, help="Or to this share of its energy: 0.99.")
+@click.option("--energy", type=float, help="Truncate to this share of its energy: 0.99.")
 @click.option(
     "--whole",
     default="refuse",
@@ -66,7 +66,10 @@ def compose(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Make one adapter of several that are for one base."""
+    """Make one adapter of several that are for one base.
+
+    adapterhub compose a b=0.5 --method ties -p density=0.5 --rank 8 --name both
+    """
     from adapterhub import api
 
     if listing:
@@ -75,26 +78,21 @@ def compose(
     _refuse_mixture(adapters, options["recipe"])
     specs = [split_weight(text) for text in adapters]
     with open_registry() as registry, ExitStack() as bars:
-
-        def on_plan(modules: int) -> output.Progress:
-            return bars.enter_context(progress("composing", modules, unit_bytes=False))
-
-        made = api.compose(
+        found = api.compose(
             specs,
             parameters=dict(map(_parameter, parameters)),
             registry=registry,
-            on_plan=on_plan,
+            on_plan=made.counting(bars, "composing"),
             **options,
         )
-    if as_json:
-        output.print_json(made.to_dict())
-    elif quiet:
-        click.echo(made.version or made.out)
-    else:
-        _print(made)
+    report = found.report
+    made.tell(found, "composed", _facts(report), report.modules, as_json=as_json, quiet=quiet)
 
 
-_OF_A_RECIPE = ("method", "parameters", "rank", "energy", "whole", "seed")
+_OF_A_RECIPE = {
+    **{name: f"--{name}" for name in ("method", "rank", "energy", "whole", "seed")},
+    "parameters": "-p",
+}
 
 
 def _refuse_mixture(adapters: tuple[str, ...], recipe: Path | None) -> None:
@@ -105,9 +103,13 @@ def _refuse_mixture(adapters: tuple[str, ...], recipe: Path | None) -> None:
         return
     context = click.get_current_context()
     source = click.core.ParameterSource.COMMANDLINE
-    given = [name for name in _OF_A_RECIPE if context.get_parameter_source(name) is source]
+    given = [
+        option
+        for name, option in _OF_A_RECIPE.items()
+        if context.get_parameter_source(name) is source
+    ]
     if adapters or given:
-        what = ", ".join(["ADAPTER"] * bool(adapters) + [f"--{name}" for name in given])
+        what = ", ".join(["ADAPTER"] * bool(adapters) + given)
         raise click.UsageError(f"--recipe says what to compose; leave {what} away.")
 
 
@@ -117,8 +119,8 @@ def _parameter(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise click.UsageError(f"-p {text!r}: expected KEY=VALUE, as in -p density=0.5")
     words = {"true": True, "yes": True, "false": False, "no": False}
-    if value in words:
-        return key, words[value]
+    if value.lower() in words:
+        return key, words[value.lower()]
     for number in (int, float):
         try:
             return key, number(value)
@@ -127,41 +129,41 @@ def _parameter(text: str) -> tuple[str, Any]:
     return key, value
 
 
-def _print(made: Composition) -> None:
-    report = made.report
-    title = f"composed {short_ref(made.version)}" if made.version else f"composed {made.out}"
-    click.secho(title, bold=True)
-    output.print_facts(
-        {
-            "method": report.method,
-            "parameters": report.parameters,
-            "adapters": [f"{short_ref(i['name'])} × {i['weight']:g}" for i in report.inputs],
-            "modules": len(report.modules) or None,
-            "rank": truncation.ranks(report.modules),
-            "truncation": truncation.said(report.error),
-            "same bits": "on every machine" if report.reproducible else "on one machine only",
-            "notes": report.notes,
-        }
-    )
-    truncation.print_worst(report.modules)
+def _facts(report: Report) -> dict[str, Any]:
+    return {
+        "method": report.method,
+        "parameters": report.parameters,
+        "adapters": [f"{short_ref(i['name'])} × {_weight(i['weight'])}" for i in report.inputs],
+        "modules": len(report.modules) or None,
+        "rank": truncation.ranks(report.modules),
+        "saved whole": made.names(report.saved),
+        "truncation": truncation.said(report.error),
+        "same bits": made.same_bits(report.reproducible),
+        "notes": "; ".join(map(output.for_people, report.notes)),
+    }
+
+
+def _weight(weight: Any) -> str:
+    """A recipe may have cases."""
+    return "by module" if isinstance(weight, list) else f"{weight:g}"
 
 
 def _print_methods(as_json: bool) -> None:
     """Methods, then what each parameter is: together no wider than a page."""
-    from adapterhub.composing.table import TABLE
+    from adapterhub.composing.methods.table import TABLE
 
     if as_json:
         output.print_json([row.to_dict() for row in TABLE.values()])
         return
     output.print_table(
-        ("method", "what it makes", "works on", "density", "same bits"),
-        [(r.name, r.title, r.kind, _density(r), "yes" if r.exact else "–") for r in TABLE.values()],
+        ("method", "what it makes", "density", "same bits"),
+        [(r.name, r.title, _density(r), "yes" if r.exact else "–") for r in TABLE.values()],
     )
     click.echo(
         "\ndensity: its default; same bits: on every machine, unless truncated"
         "\n\nparameters, as -p density=0.3"
     )
-    output.print_table(("name", "default", "meaning"), _parameter_rows(TABLE.values()))
+    output.print_table(("name", "meaning (default)"), _parameter_rows(TABLE.values()))
     click.echo()
     notes = [(row.name, row.note) for row in TABLE.values() if row.note]
     output.print_table(("method", "note"), notes)
@@ -171,22 +173,25 @@ def _density(row: Method) -> str:
     return next((output.cell(p.default) for p in row.parameters if p.name == "density"), "–")
 
 
-def _parameter_rows(rows: Iterable[Method]) -> list[tuple[str, str, str]]:
+def _parameter_rows(rows: Iterable[Method]) -> list[tuple[str, str]]:
     """One for each, with its default in each method that has it."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in rows:
         for one in row.parameters:
             defaults = found.setdefault((one.name, one.help), {})
             defaults.setdefault(output.cell(one.default), []).append(row.name)
-    return [(name, _defaults(name, found[name, text]), text) for name, text in found]
+    return [(name, f"{text}{_defaults(name, found[name, text])}") for name, text in found]
 
 
 def _defaults(name: str, found: Mapping[str, Sequence[str]]) -> str:
-    """`no; yes in ties, della`: the commonest first, which needs no names."""
+    """` (no; yes in ties, della)`: the commonest first, which needs no names."""
     if name == "density":
-        return "by method"
-    first, *others = sorted(found.items(), key=lambda each: -len(each[1]))
-    return "; ".join([first[0], *(f"{value} in {', '.join(names)}" for value, names in others)])
+        return " (see above)"
+    (first, _), *others = sorted(found.items(), key=lambda each: -len(each[1]))
+    if first == output.cell(None):
+        return ""
+    said = [first, *(f"{value} in {', '.join(names)}" for value, names in others)]
+    return f" ({'; '.join(said)})"
 
 
 COMMANDS = (compose,)

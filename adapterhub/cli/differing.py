@@ -17,22 +17,30 @@ _DIGEST = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
 _MISSING = object()
 
 
-def rows(found: Difference, brief: Mapping[str, Brief] | None = None) -> list[Row]:
+def rows(
+    found: Difference,
+    brief: Mapping[str, Brief] | None = None,
+    alone: Mapping[str, Brief] | None = None,
+) -> list[Row]:
     """(what, left, right): fields, then tensors that one side alone has.
 
-    `brief`: how to say the values of a field in few words, where these differ.
+    `brief`: how to say the values of a field in few words, where these differ; `alone`: where one
+    side has none.
     """
     from adapterhub.registry.inspection import starred
 
-    listed = [row for name, both in found.fields.items() for row in _field(name, both, brief)]
+    listed: list[Row] = []
+    for name, both in found.fields.items():
+        words = {**(brief or {}), **(alone or {} if None in both else {})}
+        listed += _field(name, both, words.get(name))
     listed += [(f"tensor {name}", "there", "–") for name in starred(found.only_left)]
     listed += [(f"tensor {name}", "–", "there") for name in starred(found.only_right)]
     return listed
 
 
-def _field(name: str, both: tuple[Any, Any], brief: Mapping[str, Brief] | None) -> Iterator[Row]:
-    if brief and name in brief:
-        one, other = (cell(brief[name](each)) for each in both)
+def _field(name: str, both: tuple[Any, Any], brief: Brief | None) -> Iterator[Row]:
+    if brief:
+        one, other = (cell(brief(each)) for each in both)
         if one != other:
             yield name, one, other
             return

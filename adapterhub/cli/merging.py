@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from adapterhub.cli.output import json_option, progress, quiet_option, size
 if TYPE_CHECKING:
     from adapterhub.merging import MergePlan, MergeReport, Source
 
-_WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @click.command()
@@ -91,16 +92,22 @@ def _say_how_to_go_on(out: Path) -> None:
 def split_weight(text: str) -> tuple[str, float]:
     """`a=0.7` → ("a", 0.7): at the last `=`, if a number follows.
 
-    Raises UsageError for other words there, unless `text` is a path as it stands.
+    Raises UsageError for other words there, unless `text` is a path as it stands, or looks like one
+    and what is before the `=` is none; and for numbers that are so small that they would be 0.
     """
     name, equals, weight = text.rpartition("=")
     if not equals or not name:
         return text, 1.0
     if _WEIGHT.fullmatch(weight):
+        if float(weight) == 0 and re.match("[+-]?[0.]*[1-9]", weight):
+            raise click.UsageError(f"the weight of {name} is {weight}: that is too small")
         return name, float(weight)
-    if "/" in text or "\\" in text or Path(text).exists():
+    is_path = "/" in weight or not os.path.lexists(name)  # ./a=x, where ./a is there, is no path
+    if os.path.lexists(text) or (is_path and ("/" in text or "\\" in text)):
         return text, 1.0
-    raise click.UsageError(f"the weight of {name} is {weight!r}: a number is needed, as in a=0.5")
+    raise click.UsageError(
+        f"the weight of {name} is {weight!r}: a number is needed, as in {name}=0.5"
+    )
 
 
 def _print_plan(plan: MergePlan, as_json: bool) -> None:

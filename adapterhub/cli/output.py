@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -118,15 +119,15 @@ def print_error(error: AdapterHubError) -> None:
         )
         return
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(_for_people(error.message), err=True)
+    click.echo(for_people(error.message), err=True)
     for detail in _grouped(error.details):
-        click.echo(f"  - {_for_people(detail)}", err=True)
+        click.echo(f"  - {for_people(detail)}", err=True)
     if error.remedy:
         click.secho("  → ", fg="green", nl=False, err=True)
-        click.echo(_for_people(error.remedy), err=True)
+        click.echo(for_people(error.remedy), err=True)
 
 
-def _for_people(text: str) -> str:
+def for_people(text: str) -> str:
     """Digests of refs as short as `short` makes them, which every command takes."""
     return _REF.sub(r"\1", clean(text))
 
@@ -145,6 +146,11 @@ def _grouped(details: Sequence[str]) -> list[str]:
 
 
 # --- tables -----------------------------------------------------------------------------------
+
+
+def columns() -> int:
+    """Those of the terminal; in a file or pipe a line may be as long as it likes."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
 
 
 def _print(table: Table) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output, truncation
+from adapterhub.cli import made, output, truncation
 from adapterhub.cli.opening import adapter_argument, open_registry, short_ref
-from adapterhub.cli.output import json_option, plural, progress, quiet_option, short
+from adapterhub.cli.output import json_option, plural, progress, quiet_option, short, size
 
 if TYPE_CHECKING:
-    from adapterhub.composing import Extracted, Resized
-
-_MANY = 8  # names, from where on those that differ in numbers only are one
+    from adapterhub.composing import Extracted
 
 
 @click.command()
@@ -24,9 +20,8 @@ _MANY = 8  # names, from where on those that differ in numbers only are one
 @click.option("--rank", type=int, help="Of each module at most; a lower one of its own stays.")
 @click.option("--energy", type=float, help="The smallest rank that keeps this share: 0.99.")
 @click.option("--uniform", is_flag=True, help="One rank for all modules, by the energy of all.")
-@click.option("--name", help="A name in the registry; the result is its new version.")
-@click.option("--out", type=click.Path(path_type=Path), help="Or a new directory.")
-@click.option("--base", help="For methods that hang on the shapes of the weights.")
+@made.target_options
+@click.option("--base", metavar="BASE", help="For methods that hang on the shapes of the weights.")
 @click.option("--allow-pickle", is_flag=True, help="Read an adapter's .bin file.")
 @json_option
 @quiet_option
@@ -35,17 +30,17 @@ def resize(adapter: str, as_json: bool, quiet: bool, **options: Any) -> None:
     from adapterhub import api
 
     with open_registry() as registry, ExitStack() as bars:
-
-        def on_plan(modules: int) -> output.Progress:
-            return bars.enter_context(progress("resizing", modules, unit_bytes=False))
-
-        made = api.resize(adapter, registry=registry, on_plan=on_plan, **options)
-    if as_json:
-        output.print_json(made.to_dict())
-    elif quiet:
-        click.echo(made.version or made.out)
-    else:
-        _print_resized(made)
+        on_plan = made.counting(bars, "resizing")
+        found = api.resize(adapter, registry=registry, on_plan=on_plan, **options)
+    facts = {
+        "of": f"{short_ref(found.input)}, {found.method}",
+        "modules": len(found.modules),
+        "rank": truncation.ranks(found.modules),
+        "truncation": truncation.said(found.error),
+        "same bits": made.same_bits(found.reproducible),
+        "notes": "; ".join(map(output.for_people, found.notes)),
+    }
+    made.tell(found, "resized", facts, found.modules, as_json=as_json, quiet=quiet)
 
 
 @click.command()
@@ -59,7 +54,7 @@ def resize(adapter: str, as_json: bool, quiet: bool, **options: Any) -> None:
     "--targets",
     multiple=True,
     metavar="NAME",
-    help="Only these modules get factors: ends of paths, or patterns with *.",
+    help="Only these modules get factors: ends of paths, or patterns with *; q_proj,v_proj.",
 )
 @click.option(
     "--rest",
@@ -68,11 +63,17 @@ def resize(adapter: str, as_json: bool, quiet: bool, **options: Any) -> None:
     show_default=True,
     help="What becomes of embeddings, norms, heads, biases that changed.",
 )
-@click.option("--name", help="A name in the registry; the result is its new version.")
-@click.option("--out", type=click.Path(path_type=Path), help="Or a new directory.")
+@made.target_options
 @json_option
 @quiet_option
-def extract(base: str, finetuned: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def extract(
+    base: str,
+    finetuned: str,
+    targets: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Make an adapter of what a fine-tuning did to its BASE."""
     from adapterhub import api
 
@@ -82,54 +83,39 @@ def extract(base: str, finetuned: str, as_json: bool, quiet: bool, **options: An
             hashing = bars.enter_context(progress("hashing both", nbytes))
             return hashing, bars.enter_context(progress("extracting", nbytes))
 
-        made = api.extract(base, finetuned, registry=registry, on_plan=on_plan, **options)
-    if as_json:
-        output.print_json(made.to_dict())
-    elif quiet:
-        click.echo(made.version or made.out)
-    else:
-        _print_extracted(made)
+        found = api.extract(
+            base,
+            finetuned,
+            targets=[name.strip() for text in targets for name in text.split(",")],
+            registry=registry,
+            on_plan=on_plan,
+            **options,
+        )
+    made.tell(found, "extracted", _facts(found), found.modules, as_json=as_json, quiet=quiet)
 
 
-def _print_resized(made: Resized) -> None:
-    click.secho(f"resized {short_ref(made.version or str(made.out))}", bold=True)
-    output.print_facts(
-        {
-            "of": f"{short_ref(made.input)}, {made.method}",
-            "modules": len(made.modules),
-            "rank": truncation.ranks(made.modules),
-            "truncation": truncation.said(made.error),
-            "same bits": "on every machine" if made.reproducible else "on one machine only",
-            "notes": made.notes,
-        }
-    )
-    truncation.print_worst(made.modules)
+def _facts(found: Extracted) -> dict[str, Any]:
+    kept = truncation.said(found.error)
+    return {
+        "method": found.method,
+        "base": short(found.base_root),
+        "fine-tuned": short(found.tuned_root),
+        "modules": len(found.modules) or None,
+        "rank": truncation.ranks(found.modules),
+        "elements": f"{found.elements:,}: {kept}" if found.elements else None,
+        "truncation": None if found.elements else kept,
+        "saved whole": _saved(found),
+        "dropped": made.names(found.dropped),
+        "base's own": made.names(found.left_out),
+        "unchanged": plural(found.unchanged, "tensor"),
+    }
 
 
-def _print_extracted(made: Extracted) -> None:
-    click.secho(f"extracted {short_ref(made.version or str(made.out))}", bold=True)
-    output.print_facts(
-        {
-            "method": made.method,
-            "base": short(made.base_root),
-            "fine-tuned": short(made.tuned_root),
-            "modules": len(made.modules) or None,
-            "rank": truncation.ranks(made.modules),
-            "truncation": truncation.said(made.error),
-            "saved whole": _names(made.saved),
-            "dropped": _names(made.dropped),
-            "base's own": _names(made.left_out),
-            "unchanged": plural(made.unchanged, "tensor"),
-        }
-    )
-    truncation.print_worst(made.modules)
-
-
-def _names(names: Sequence[str]) -> list[str]:
-    """Many that differ in numbers of layers only are one, with `*`."""
-    from adapterhub.registry.inspection import starred
-
-    return list(names) if len(names) <= _MANY else list(starred(names))
+def _saved(found: Extracted) -> str | None:
+    """With their size, beside which that of factors is small."""
+    if not found.saved:
+        return None
+    return f"{size(found.saved_bytes)}: {', '.join(made.names(found.saved))}"
 
 
 COMMANDS = (resize, extract)

@@ -32,6 +32,7 @@ def said(error: float | None) -> str | None:
 
 
 def print_worst(modules: Sequence[ModuleReport]) -> None:
+    """The modules that lost most, if any lost anything."""
     lossy = sorted((m for m in modules if (m.error or 0) >= NOTHING), key=lambda m: -(m.error or 0))
     if not lossy:
         return

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from adapterhub.composing.factored import Matrix
+from adapterhub.composing.stopping import checker
 from adapterhub.errors import NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.tensorfile import usable_cores
@@ -38,10 +39,12 @@ def blocks(shape: tuple[int, ...]) -> list[slice]:
 
 def each(shape: tuple[int, ...], work: Callable[[slice], T]) -> list[T]:
     """What `work` gives for each block of rows, in their order. Overflows are silent."""
+    check = checker()
 
     @default_float_mode()
     @np.errstate(over="ignore", invalid="ignore")
     def alone(rows: slice) -> T:
+        check()
         return work(rows)
 
     places = blocks(shape)

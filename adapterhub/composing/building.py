@@ -10,6 +10,8 @@ from typing import Any
 
 from adapterhub.adapter import Adapter, BaseClaim
 from adapterhub.composing.run import Composed
+from adapterhub.errors import InvalidAdapter, NotSupported, SchemaError
+from adapterhub.methods.lora_config import parse
 from adapterhub.methods.lora_pairs import MAGNITUDE
 from adapterhub.tensorfile import ArrayTensor, Tensor
 
@@ -32,7 +34,10 @@ class Parts:
 
 
 def lora(parts: Parts) -> Adapter:
-    """A LoRA whose config gives each module its rank and scale."""
+    """A LoRA whose config gives each module its rank and scale.
+
+    Raises NotSupported where they are more, or larger, than a config that can be read holds.
+    """
     modules: dict[str, dict[str, Tensor]] = {}
     for one in parts.composed:
         roles = modules.setdefault(one.site.module, {})
@@ -47,7 +52,7 @@ def lora(parts: Parts) -> Adapter:
     return Adapter(
         method="lora",
         format="peft",
-        config=_config(parts),
+        config=_readable(_config(parts)),
         modules=modules,
         base=parts.base,
         task=parts.task,
@@ -55,9 +60,31 @@ def lora(parts: Parts) -> Adapter:
     )
 
 
+def by_module(tensors: Mapping[tuple[str, str], Tensor]) -> dict[str, dict[str, Tensor]]:
+    """(module, role) → a tensor, as an Adapter has them: module → role → tensor."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for (module, role), tensor in tensors.items():
+        modules.setdefault(module, {})[role] = tensor
+    return modules
+
+
 def magnitude(one: Composed) -> Tensor | None:
+    """DoRA's, of a site that one adapter alone adds to and that is as it was."""
     terms = one.site.terms
     return terms[0].part.magnitude if len(terms) == 1 else None
+
+
+def _readable(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        parse(config)
+    except (SchemaError, InvalidAdapter) as error:
+        raise NotSupported(
+            "the result does not fit into the config of a LoRA",
+            details=error.details or (error.message,),
+            remedy="give all modules one rank: --rank; or compose fewer adapters, with smaller "
+            "weights",
+        ) from error
+    return config
 
 
 def _config(parts: Parts) -> dict[str, Any]:

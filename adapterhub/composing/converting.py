@@ -46,8 +46,6 @@ from adapterhub.tensorfile import DTYPES, ArrayTensor, Tensor, shown
 _OF_ANYTHING = ("diff_pruning", "fishmask", "intrinsic_said")
 # Transforms by PEFT's own code that are sums all the same.
 ADDED_BY_PEFT = ("waveft",)
-_MOST = 20
-_ROLES = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,14 @@ def additive(source: Input, base: Base | None) -> Additive:
 def _settled(source: Input, naming: Naming | None) -> Meaning:
     """The meaning, with the shapes of the base where some part waits for them."""
     adapter = source.adapter
-    meaning = method(adapter.method).implementation.meaning(adapter)
+    try:
+        meaning = method(adapter.method).implementation.meaning(adapter)
+    except NotMergeable as error:
+        raise NotMergeable(
+            f"there is no LoRA of {source.name}: {error.message}",
+            details=error.details,
+            remedy=error.remedy,
+        ) from error
     waits = any(isinstance(part, Shaped) for part in meaning)
     waits |= adapter.method in (*_OF_ANYTHING, *ADDED_BY_PEFT)
     if naming is None and waits:
@@ -150,7 +155,7 @@ def _refuse(source: Input, meaning: Meaning) -> None:
         raise NotMergeable(
             f"{source.name} is {source.adapter.method}, which does not add to the weights of "
             f"{len(odd)} modules: no LoRA is the same for every base",
-            details=odd[:_MOST],
+            details=odd,
             remedy="merge it into its base, and make a LoRA of that: adapterhub extract",
         )
     dora = sorted({p.module for p in meaning if isinstance(p, LowRank) and p.magnitude})
@@ -158,7 +163,7 @@ def _refuse(source: Input, meaning: Meaning) -> None:
         raise NotMergeable(
             f"{source.name} is a DoRA: its magnitudes hang on the base's weights, and it cannot "
             "be truncated by itself",
-            details=dora[:_MOST],
+            details=dora,
             remedy="merge it into its base, and make a LoRA of that: adapterhub extract",
         )
 
@@ -166,6 +171,7 @@ def _refuse(source: Input, meaning: Meaning) -> None:
 def _site(naming: Naming | None, part: Delta) -> Site:
     """Of a dense change. Without a base a matrix is taken for that of a linear layer."""
     shape = part.value.shape
+    sites.refuse_empty(part.module, shape)
     if naming is not None:
         there = weight_shape(naming, part.module)
         if math.prod(there) != math.prod(shape) or there[0] != shape[0]:
@@ -174,11 +180,8 @@ def _site(naming: Naming | None, part: Delta) -> Site:
                 f"{list(there)}"
             )
         shape = there
-    if naming is not None and naming.kind(part.module) == "Embedding":
-        roles = ("lora_embedding_A", "lora_embedding_B")
-        return Site(part.module, None, "embedding", (shape[1], shape[0]), (), 0, roles, ())
-    sides = (shape[0], math.prod(shape[1:]))
-    return Site(part.module, None, "linear", sides, shape[2:], 0, _ROLES, ())
+    embedding = naming is not None and naming.kind(part.module) == "Embedding"
+    return sites.of_weight(part.module, shape, embedding=embedding)
 
 
 def _changed(source: Input, naming: Naming | None, part: Delta) -> Replacement:
@@ -206,9 +209,7 @@ def _bias_alone(naming: Naming | None, part: BiasDelta) -> Addition:
             f"{shown(part.module)}: only its bias changes, and a LoRA adds to it beside a weight",
             remedy="give the base: --base BASE",
         )
-    shape = weight_shape(naming, part.module)
-    sides = (shape[0], math.prod(shape[1:]))
-    return Addition(Site(part.module, None, "linear", sides, shape[2:], 0, _ROLES, ()))
+    return Addition(sites.of_weight(part.module, weight_shape(naming, part.module)))
 
 
 def _with_biases(found: list[Addition], biases: Mapping[str, BiasDelta]) -> Iterator[Addition]:
@@ -222,13 +223,13 @@ def _with_biases(found: list[Addition], biases: Mapping[str, BiasDelta]) -> Iter
 def _factored(adapter: Adapter, part: Part) -> Part:
     """In the place of a dense change that is a product of few factors, those; as LoRA has them."""
     if isinstance(part, LowRank) and adapter.method != "lora":
-        return replace(part, roles=_ROLES)
+        return replace(part, roles=sites.ROLES)
     if not isinstance(part, Delta) or part.parameter != "weight":
         return part
     pair = _pair(adapter, part)
     if pair is None or pair[0].shape[0] > min(pair[0].shape[1], pair[1].shape[0]):
         return part
-    return LowRank(part.module, *pair, part.scale, "linear", _ROLES)
+    return LowRank(part.module, *pair, part.scale, "linear", sites.ROLES)
 
 
 def _pair(adapter: Adapter, part: Delta) -> tuple[Tensor, Tensor] | None:

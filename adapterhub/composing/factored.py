@@ -17,6 +17,7 @@ from adapterhub.errors import InvalidOption, NotMergeable
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 MAX_RANK = 1 << 31  # more than any side of a matrix has
+DIVERGED = "this adapter diverged in training; take an earlier checkpoint"
 _ONCE, _TWICE = 1e3, 1e6  # the conditions up to which one and two of Cholesky's factors do
 
 
@@ -82,6 +83,13 @@ class Cut:
         if self.total <= 0:
             return 0.0
         return float(np.sqrt(max(0.0, self.total - self.energy) / self.total))
+
+
+def finite(values: Matrix, what: str) -> Matrix:
+    """`values`. Raises NotMergeable where some are NaN or infinite; `what` says whose."""
+    if not np.isfinite(values).all():
+        raise NotMergeable(f"{what} values that are NaN or infinite", remedy=DIVERGED)
+    return values
 
 
 def stacked(terms: Sequence[Factors]) -> Factors:
@@ -183,15 +191,23 @@ def check_rank(rank: int | None) -> None:
         raise InvalidOption(f"rank {said}", remedy="a rank is a whole number, 1 or more")
 
 
+def check_share(name: str, value: float | None) -> None:
+    """Raises InvalidOption."""
+    if value is None:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:
+        raise InvalidOption(f"{name} {value!r:.60}", remedy="a share is above 0, at most 1: 0.99")
+
+
 def rank_for(s: Matrix, rank: int | None, energy: float | None, total: float | None = None) -> int:
     """How many of the singular values `s` to keep, at least one.
 
     `rank`: at most so many. `energy`: the fewest whose Σs² is that share of `total`, by default of
-    all of `s`. Raises InvalidOption for what is out of range.
+    all of `s`, but for 10⁻¹² of it. Raises InvalidOption for what is out of range.
     """
     check_rank(rank)
-    if energy is not None and not 0 < energy <= 1:
-        raise InvalidOption(f"energy {energy}", remedy="a share of the energy is in (0, 1]")
+    check_share("energy", energy)
     kept = len(s) if rank is None else min(rank, len(s))
     if energy is not None:
         sums = np.cumsum(np.square(s))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from adapterhub import schema, strictjson
 from adapterhub.adapter import Adapter
-from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
+from adapterhub.base import changed_file, fingerprints
+from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidAdapter, InvalidOption
 from adapterhub.formats.roots import adapter_root
 from adapterhub.known_bases import named
 from adapterhub.registry import Loaded
 from adapterhub.registry.checkout import MANIFEST
+from adapterhub.tensorfile import FileTensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Input:
     """An adapter and its weight.
 
     `digest` is its version's, where it comes from the registry; `root` its adapter_root; `base` the
-    manifest's record.
+    manifest's record; `files` are the fingerprints of those that its tensors are read from.
     """
 
     name: str
@@ -31,12 +36,10 @@ class Input:
     digest: str | None = None
     root: str = ""
     base: Mapping[str, Any] | None = None
+    files: Mapping[Path, list[int]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise InvalidOption(
-                f"the weight of {self.name} is {self.weight}", remedy="give a finite number"
-            )
+        check_weight(self.name, self.weight)
 
     @property
     def base_name(self) -> str | None:
@@ -60,9 +63,23 @@ class Input:
         )
 
 
+def check_weight(name: str, weight: Any) -> float:
+    """A finite number, as a float. Raises InvalidOption."""
+    try:
+        is_number = isinstance(weight, Real) and not isinstance(weight, bool)
+        if is_number and math.isfinite(found := float(weight)):
+            return found
+    except OverflowError:  # an integer that no float can hold
+        pass
+    raise InvalidOption(f"the weight of {name} is {weight!r:.60}", remedy="give a finite number")
+
+
 def input_of(loaded: Loaded, weight: float = 1.0) -> Input:
+    """What was loaded, with its weight. Raises InvalidOption for one that is not finite."""
     manifest = loaded.manifest or {}
     root = manifest.get("adapter_root") or adapter_root(loaded.adapter)
+    tensors = (tensor for _, _, tensor in loaded.adapter.tensors())
+    paths = {tensor.path for tensor in tensors if isinstance(tensor, FileTensor)}
     return Input(
         name=loaded.name,
         adapter=loaded.adapter,
@@ -70,6 +87,7 @@ def input_of(loaded: Loaded, weight: float = 1.0) -> Input:
         digest=loaded.digest,
         root=root,
         base=manifest.get("base") or _recorded(loaded, root),
+        files=fingerprints(sorted(paths)),
     )
 
 
@@ -86,6 +104,15 @@ def _recorded(loaded: Loaded, root: str) -> Mapping[str, Any] | None:
         return None
     found: Mapping[str, Any] = manifest["base"]
     return found
+
+
+def check_unchanged(inputs: Iterable[Input]) -> None:
+    """Raises InvalidAdapter where a file is not the one whose header was read."""
+    for each in inputs:
+        if changed := changed_file(each.files):
+            raise InvalidAdapter(
+                f"{changed} changed while it was in use", remedy="wait for its writer, try again"
+            )
 
 
 def cancels(weights: Iterable[float]) -> bool:
@@ -138,6 +165,7 @@ def compared_bases(one: Input, other: Input) -> tuple[str, bool]:
     return "", False
 
 
+@lru_cache(4096)
 def _meant(name: str) -> object:
     """What a base's name means: mirrors of a known base hold the same weights."""
     known = named(name)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from adapterhub.composing.cases import Cases, checked, of
-from adapterhub.composing.factored import check_rank
-from adapterhub.composing.inputs import Input, cancels, check_bases
-from adapterhub.composing.methods import Method
+from adapterhub.composing.cases import Cases, checked, of, unused
+from adapterhub.composing.factored import check_rank, check_share
+from adapterhub.composing.inputs import Input, cancels, check_bases, check_weight
+from adapterhub.composing.methods.row import Method
+from adapterhub.composing.methods.table import method
 from adapterhub.composing.sites import Site, Term, refuse_spellings, sites
-from adapterhub.composing.table import method
 from adapterhub.composing.wholes import REFUSE, Wholes, wholes
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.methods import BiasDelta, Meaning
@@ -45,21 +45,19 @@ class Options:
 
     def __post_init__(self) -> None:
         checked(self.rank, check_rank)
-        checked(self.energy, _energy)
-        for weight in self.weights.values():
-            checked(weight, _weight)
-        if not 0 <= self.seed < 1 << 64:
-            raise InvalidOption(f"seed {self.seed}", remedy="a seed is from 0 to 2⁶⁴ - 1")
+        checked(self.energy, partial(check_share, "energy"))
+        for number, weight in self.weights.items():
+            checked(weight, partial(check_weight, f"adapter {number + 1}"))
+        is_number = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if not is_number or not 0 <= self.seed < 1 << 64:
+            raise InvalidOption(
+                f"seed {self.seed!r:.60}", remedy="a seed is a whole number from 0 to 2⁶⁴ - 1"
+            )
+        self.settings()
 
-
-def _energy(energy: float | None) -> None:
-    if energy is not None and not 0 < energy <= 1:
-        raise InvalidOption(f"energy {energy}", remedy="a share is above 0, at most 1")
-
-
-def _weight(weight: float) -> None:
-    if not math.isfinite(weight):
-        raise InvalidOption(f"weight {weight}", remedy="give a finite number")
+    def settings(self) -> dict[str, Any]:
+        """The method's parameters. Raises InvalidOption, as for a method that is not known."""
+        return method(self.method).settings(self.parameters)
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,7 @@ def plan(inputs: Sequence[Input], options: Options) -> Plan:
     ]
     _refuse_dora(inputs, settled, row, options)
     _refuse_ranks(inputs, settled, row)
+    notes += _unused(options, settled)
     biases = _biases(meanings)
     _refuse_biases(row, parameters, biases)
     made = Plan(
@@ -166,6 +165,12 @@ def _idle(parameters: Mapping[str, Any]) -> list[str]:
     return ["density is 1: no element is dropped; density=0.2 keeps a fifth of them"]
 
 
+def _unused(options: Options, found: Sequence[Site]) -> list[str]:
+    given = (options.rank, options.energy, *options.weights.values(), *options.parameters.values())
+    filters = unused(given, [site.name for site in found])
+    return [f"no module fits the filter {shown(each)}" for each in filters]
+
+
 def _weights_of(
     row: Method, inputs: Sequence[Input], options: Options, site: Site
 ) -> tuple[float, ...]:
@@ -193,12 +198,13 @@ def _weights(row: Method, given: Sequence[float]) -> tuple[float, ...]:
 
 
 def _meaning(source: Input) -> Meaning:
-    """Raises NotMergeable, which says whose it is."""
+    """Raises NotMergeable, which names the adapter."""
     try:
         return adapter_method(source.adapter.method).implementation.meaning(source.adapter)
     except NotMergeable as error:
-        said = f"{source.name}: {error.message}"
-        raise NotMergeable(said, remedy=error.remedy, details=error.details) from error
+        raise NotMergeable(
+            f"{source.name}: {error.message}", details=error.details, remedy=error.remedy
+        ) from error
 
 
 def _firsts(inputs: Sequence[Input]) -> list[int]:
@@ -211,7 +217,7 @@ def _firsts(inputs: Sequence[Input]) -> list[int]:
 def _settled(row: Method, site: Site, weights: Sequence[float], firsts: Sequence[int]) -> Site:
     """Terms with the weights that count; of a sum, those of one adapter given twice are one."""
     terms = [replace(term, weight=weights[term.number]) for term in site.terms]
-    if row.function != "total":
+    if not row.adds_up:
         return replace(site, terms=tuple(terms))
     merged: dict[int, Term] = {}
     for term in terms:
@@ -232,7 +238,7 @@ def _refuse_dora(
         len(site.terms) == 1 and site.terms[0].weight == 1 and site.terms[0].part.magnitude
         for site in found
     )
-    if alone and row.function == "total" and not _is_cut(row, options):
+    if alone and row.adds_up and not _is_cut(row, options):
         return
     names = sorted({inputs[t.number].name for s in of_dora for t in s.terms if t.part.magnitude})
     raise NotMergeable(
@@ -267,10 +273,13 @@ def _refuse_biases(
     row: Method, parameters: Mapping[str, Any], biases: Mapping[str, object]
 ) -> None:
     """Where the weights alone do not say how much of each delta comes, they say it of no bias."""
-    if biases and (not row.biases or parameters.get("normalize") is True):
+    usual = {parameter.name: parameter.default for parameter in row.parameters}.get("normalize")
+    normalize = parameters.get("normalize")
+    unsaid = [m for m in biases if not row.biases or of(normalize, m, usual) is True]
+    if unsaid:
         raise NotMergeable(
             f"{row.name} does not say what becomes of the biases of lora_B",
-            details=[shown(f"{module}.lora_B.bias") for module in biases],
+            details=[shown(f"{module}.lora_B.bias") for module in unsaid],
             remedy="compose them by sum or average",
         )
 

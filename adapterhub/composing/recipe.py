@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,13 @@ from typing import Any
 
 from adapterhub import schema
 from adapterhub.composing.cases import Cases, checked, parsed, plain
-from adapterhub.composing.table import method
+from adapterhub.composing.methods.table import method
 from adapterhub.errors import InvalidOption, NotFound, SchemaError
 from adapterhub.formats.card import trick
 
 LIMIT_BYTES = 64 * 1024
+_BY_ROOT = "adapter_root "  # before a digest that no registry finds an adapter by
+_SPACES = "entries of one list or mapping begin in one column, indented by spaces and not by tabs"
 _NUMBER = re.compile(
     r"[-+]?(?:(?:0|[1-9][0-9]{0,39})(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,4})?\Z"
 )
@@ -66,21 +67,44 @@ def read(path: Path) -> Recipe:
 
 def parse(document: object, *, what: str) -> Recipe:
     """A recipe from what its YAML says. Raises as `read`."""
-    schema.check(document, "recipe", what=what)
-    found: Mapping[str, Any] = document  # type: ignore[assignment]
-    parameters = _parameters(found, what)
+    if document is None:
+        raise SchemaError(f"{what} is empty", remedy=_shape())
+    if found := schema.problems(document, "recipe"):
+        raise SchemaError(f"{what} is no recipe as it stands", details=found, remedy=_shape())
+    told: Mapping[str, Any] = document  # type: ignore[assignment]
+    _refuse_nameless([row["model"] for row in told["models"]], what)
+    parameters = _parameters(told, what)
     return Recipe(
-        method=method(found["merge_method"]).name,
-        models=tuple((row["model"], _weight(row)) for row in found["models"]),
+        method=method(told["merge_method"]).name,
+        models=tuple((row["model"], _weight(row)) for row in told["models"]),
         parameters=parameters,
-        base_model=found.get("base_model"),
-        rank=checked(parsed(found.get("rank")), _whole_number),
-        energy=parsed(found.get("energy")),
-        whole=found.get("whole", "refuse"),
-        seed=int(found.get("seed", 0)),
-        name=found.get("name"),
-        out=found.get("out"),
+        base_model=told.get("base_model"),
+        rank=checked(parsed(told.get("rank")), _whole_number),
+        energy=parsed(told.get("energy")),
+        whole=told.get("whole", "refuse"),
+        seed=int(told.get("seed", 0)),
+        name=told.get("name"),
+        out=told.get("out"),
     )
+
+
+def _shape() -> str:
+    """What a recipe is made of, for somebody who got it wrong."""
+    keys = ", ".join(schema.load("recipe")["properties"])
+    return (
+        f"a recipe has {keys}; models is a list of `model: ADAPTER`, each with "
+        "`parameters: {weight: 0.5}` where it has a weight"
+    )
+
+
+def _refuse_nameless(models: Sequence[str], what: str) -> None:
+    """Raises NotFound for adapters of which `show` could tell no more than what they hold."""
+    if nameless := [model for model in models if model.startswith(_BY_ROOT)]:
+        raise NotFound(
+            f"{what} names adapters that came from a path and are in no registry",
+            details=nameless,
+            remedy="put names or paths in their places: those with the same adapter root",
+        )
 
 
 def _whole_number(value: float | None) -> int | None:
@@ -113,9 +137,25 @@ def _parameters(found: Mapping[str, Any], what: str) -> dict[str, Any]:
 def _document(data: bytes, what: str) -> object:
     import yaml
 
+    try:
+        text = data.decode("utf-8")
+        if why := trick(text):
+            raise SchemaError(f"{what} {why}", remedy="write it plainly")
+        return yaml.load(text, _loader())
+    except (yaml.YAMLError, ValueError) as error:
+        is_form = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        raise SchemaError(
+            f"{what} is not valid YAML: {_where(error)}", remedy=_SPACES if is_form else ""
+        ) from error
+
+
+def _loader() -> Any:
+    import yaml
+
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, of which YAML would silently take the last, and numbers
-        that are not what they look like: 010 is 8 to YAML, 1:20 is 80, and 1e-3 a text."""
+        """Refuses a key that stands twice, of which YAML would silently take the last, or is no
+        text, and numbers that are not what they look like: 010 is 8 to YAML, 1:20 is 80, and 1e-3
+        a text, 1e-400 nothing."""
 
         def construct_number(self, node: Any) -> int | float:
             text = self.construct_scalar(node)
@@ -126,28 +166,46 @@ def _document(data: bytes, what: str) -> object:
                     f"the number {text[:40]}: give it in decimal digits",
                     node.start_mark,
                 )
-            return int(text) if text.lstrip("+-").isdecimal() else float(text)
+            if text.lstrip("+-").isdecimal():
+                return int(text)
+            if vanishes(text):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the number {text[:40]} is too small", node.start_mark
+                )
+            return float(text)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = Counter(str(key.value) for key, _ in node.value)
-            twice = next((key for key, count in keys.items() if count > 1), None)
-            if twice is not None:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value} stands twice", key.start_mark
+                    )
+                seen.add(str(key.value))
+            found = super().construct_mapping(node, deep)
+            if odd := [key for key in found if not isinstance(key, str)]:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {twice} stands twice", node.start_mark
+                    None, None, f"the key {odd[0]!r:.40} is no text", node.start_mark
                 )
-            return super().construct_mapping(node, deep)
+            return found
 
     for kind in ("int", "float"):
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
-    try:
-        text = data.decode("utf-8")
-        if why := trick(text):
-            raise SchemaError(f"{what} {why}", remedy="write it plainly")
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        first = " ".join(str(error).split())
-        raise SchemaError(f"{what} is not valid YAML: {first[:200]}") from error
+    return Loader
+
+
+def _where(error: Exception) -> str:
+    """Line, column and what is wrong there, of one of YAML's errors."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())[:200]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {' '.join(problem.split())[:200]}"
+
+
+def vanishes(text: str) -> bool:
+    """Whether a number in decimal digits is not 0, and would silently become it."""
+    return float(text) == 0 and any(digit in "123456789" for digit in re.split("[eE]", text)[0])
 
 
 # --- from a lineage ---------------------------------------------------------------------------
@@ -192,7 +250,7 @@ def _model(source: Mapping[str, Any], weight: Any) -> dict[str, Any]:
 
 def _digest(source: Mapping[str, Any]) -> str:
     """An adapter that came from a path is in no registry: its adapter_root at least says which."""
-    return str(source.get("digest") or f"adapter_root {source['weights_root']}")
+    return str(source.get("digest") or f"{_BY_ROOT}{source['weights_root']}")
 
 
 def _chosen(whole: Any, inputs: Sequence[Mapping[str, Any]]) -> Any:
@@ -200,6 +258,7 @@ def _chosen(whole: Any, inputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def to_yaml(recipe: Mapping[str, Any]) -> str:
+    """The text of a recipe, which `read` takes."""
     import yaml
 
     text: str = yaml.safe_dump(

@@ -1,8 +1,9 @@
 """An adapter that adds to weights → a LoRA of another rank: resized, or converted to LoRA.
 
 The truncation of each delta is the best there is of its rank (Eckart & Young, Psychometrika 1,
-1936). What needs none stays as it is, to the bit; a rank larger than an adapter's own is no reason
-to pad it, so that its modules keep the rank that they have.
+1936). What needs none stays as it is, in value; a rank larger than an adapter's own is no reason
+to pad it, so that its modules keep the rank that they have. Factors are stored in fp32, whatever
+they were stored in before.
 """
 
 from __future__ import annotations
@@ -20,25 +21,24 @@ from adapterhub.base import Base
 from adapterhub.composing import sites
 from adapterhub.composing.building import Parts, lora
 from adapterhub.composing.converting import Addition, Additive, additive
-from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, rank_for, svd
-from adapterhub.composing.inputs import Input, input_of
-from adapterhub.composing.methods import Made
+from adapterhub.composing.extracting.saving import saved_fields
+from adapterhub.composing.factored import Cut, Factors, Matrix, Svd, finite, rank_for, svd
+from adapterhub.composing.inputs import Input, check_unchanged, input_of
+from adapterhub.composing.methods.row import Made
 from adapterhub.composing.result import ModuleReport, total_error
-from adapterhub.composing.run import Composed, finished, nothing, seed_of
-from adapterhub.composing.saving import saved_fields
+from adapterhub.composing.run import Composed, finished, nothing, sketch_seed
 from adapterhub.composing.sizing import Sizing
 from adapterhub.composing.sketch import truncated
 from adapterhub.composing.wholes import REFUSE, wholes
-from adapterhub.composing.window import in_order
+from adapterhub.composing.window import Progress, in_order
 from adapterhub.composing.writing import Artefact, check_target, deliver
-from adapterhub.errors import AdapterHubError, NotMergeable, NotSupported
+from adapterhub.errors import AdapterHubError, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.methods import LowRank, is_exact
 from adapterhub.methods.computed import fp32
 from adapterhub.registry import Registry, manifests
 from adapterhub.registry.opening import opened
 
-Progress = Callable[[int], None]
 Result = TypeVar("Result")
 _KEPT = (  # of a LoRA's config, what resizing leaves alone
     *("bias", "fan_in_fan_out", "target_modules", "target_parameters", "modules_to_save"),
@@ -91,28 +91,32 @@ def resize(
     Raises InvalidOption, NotMergeable for what is no sum (what multiplies, DoRA), NotSupported,
     BaseMismatch, OutputError; nothing is written then.
     """
-    sizing = Sizing(rank, energy, uniform)
+    sizing = Sizing(rank, energy, bool(uniform))
     check_target(name, out)
     with opened(registry) as reg:
         loaded = reg.load(adapter, allow_pickle=allow_pickle)
         source = input_of(loaded)
-        found = additive(source, _base(reg, source, base))
+        of = _base(reg, source, base)
+        found = additive(source, of)
         progress = on_plan(len(found.additions)) if on_plan else None
         done = run(found, sizing, progress)
         exact = _is_exact(found, done)
         made = Artefact(
             _adapter(source, found, done), _record(source), _lineage(source, sizing, exact)
         )
-        version = deliver(made, name, out, reg, [source.digest or source.name])
+
+        def check() -> None:
+            check_unchanged([source])
+            if of:
+                of.check_unchanged()
+
+        version = deliver(made, name, out, reg, [source.name], check)
         return Resized(
             version=version,
             out=None if out is None else str(out),
             input=source.name,
             method=source.adapter.method,
-            modules=[
-                ModuleReport(one.site.name, 1, one.rank, one.cut.error if one.cut else None)
-                for one in done
-            ],
+            modules=[ModuleReport.of(one, inputs=1) for one in done],
             error=total_error(done),
             reproducible=exact,
             notes=_notes(done, sizing),
@@ -182,7 +186,7 @@ def _resized(each: Addition, sizing: Sizing, has_bias: bool) -> Composed:
                 whole, _energy(whole), rank_for(whole.s, sizing.rank, sizing.energy)
             )
         else:
-            seed = seed_of(0, each.site.name, number)
+            seed = sketch_seed(each.site.name, number)
             first, what = truncated(matrix, sizing.rank, sizing.energy, seed)
         made.append(Made(first.factors().single()))
         cuts.append(what)
@@ -217,11 +221,7 @@ def _turn(each: Addition) -> int:
 
 def _finite(each: Addition, values: Matrix) -> Matrix:
     values *= np.float32(each.scale)
-    if not np.isfinite(values).all():
-        raise NotMergeable(
-            f"{each.site.name} has a change with values that are NaN or infinite",
-            remedy="this adapter diverged in training; take an earlier checkpoint",
-        )
+    finite(values, f"{each.site.name} has a change with")
     return values if _turn(each) == 1 else np.ascontiguousarray(values.T)
 
 
@@ -260,7 +260,7 @@ def _decomposed(each: Addition) -> _Known:
             found = svd(matrix)
             matrices.append((found, _energy(found)))
         else:
-            found, what = truncated(matrix, None, None, seed_of(0, each.site.name, number))
+            found, what = truncated(matrix, None, None, sketch_seed(each.site.name, number))
             matrices.append((found, what.total))
     return _Known(each, tuple(matrices))
 
@@ -275,6 +275,8 @@ def uniform_rank(matrices: Sequence[tuple[Svd, float]], sizing: Sizing) -> int:
     return rank_for(np.sqrt(spectrum), sizing.rank, sizing.energy, total)
 
 
+@default_float_mode()
+@np.errstate(over="ignore", invalid="ignore")
 def _cut(known: _Known, rank: int, has_bias: bool) -> Composed:
     each = known.addition
     if not known.matrices:

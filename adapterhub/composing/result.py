@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.adapter import Adapter, BaseClaim
+from adapterhub.adapter import REPLACE, Adapter, BaseClaim
 from adapterhub.composing import writing
 from adapterhub.composing.building import Parts, exactly, lora
 from adapterhub.composing.cases import plain
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.run import Composed
-from adapterhub.composing.writing import Artefact, check_out
+from adapterhub.composing.writing import Artefact
 from adapterhub.registry import manifests
 from adapterhub.registry.experts import swapped_in_and_out
 
-__all__ = [
-    "ModuleReport",
-    "Report",
-    "adapter_of",
-    "artefact",
-    "check_out",
-    "lineage",
-    "report",
-    "total_error",
-    "write",
-    "write_into",
-]
+_LOSS = 1e-3  # of the norm: less is the rounding of factors
 
 
 @dataclass(frozen=True)
@@ -42,15 +31,22 @@ class ModuleReport:
     rank: int
     error: float | None
 
+    @classmethod
+    def of(cls, one: Composed, *, inputs: int) -> ModuleReport:
+        return cls(one.site.name, inputs, one.rank, one.cut.error if one.cut else None)
+
 
 @dataclass(frozen=True)
 class Report:
-    """`error`: of all modules together. `reproducible`: the same digest on every machine."""
+    """`saved`: tensors that are kept whole. `error`: of all modules together. `reproducible`: the
+    same digest on every machine. A weight of `inputs` is a list of cases where it hangs on the
+    module."""
 
     method: str
     inputs: list[dict[str, Any]]
     parameters: dict[str, Any]
     modules: list[ModuleReport]
+    saved: list[str]
     error: float | None
     reproducible: bool
     notes: list[str]
@@ -155,23 +151,32 @@ def _input(source: Input) -> dict[str, Any]:
 
 
 def report(plan: Plan, composed: Sequence[Composed]) -> Report:
+    """What was made of what; `composed` may be () where nothing has factors."""
+    weights = plain({str(n): weight for n, weight in plan.options.weights.items()})
+    error = total_error(composed)
     return Report(
         method=plan.method.name,
         inputs=[
-            {"name": each.name, "weight": each.weight, "digest": each.digest}
-            for each in plan.inputs
+            {"name": i.name, "weight": weights.get(str(n), i.weight), "digest": i.digest}
+            for n, i in enumerate(plan.inputs)
         ],
         parameters=plain(plan.parameters),
-        modules=[
-            ModuleReport(
-                one.site.name, len(one.site.terms), one.rank, one.cut.error if one.cut else None
-            )
-            for one in composed
-        ],
-        error=total_error(composed),
+        modules=[ModuleReport.of(one, inputs=len(one.site.terms)) for one in composed],
+        saved=[f"{module}.{role.removeprefix(REPLACE)}" for module, role in plan.wholes.tensors],
+        error=error,
         reproducible=plan.exact,
-        notes=list(plan.notes),
+        notes=[*plan.notes, *_cut_unasked(plan, error)],
     )
+
+
+def _cut_unasked(plan: Plan, error: float | None) -> Iterator[str]:
+    """What looks at elements makes matrices of full rank, which a LoRA cannot hold."""
+    asked = plan.method.largest_rank or (plan.options.rank, plan.options.energy) != (None, None)
+    if not asked and (error or 0.0) > _LOSS:
+        yield (
+            f"what {plan.method.name} makes has no low rank, and was cut to the ranks of the "
+            "adapters added up; --rank or --energy set another"
+        )
 
 
 def total_error(composed: Sequence[Composed]) -> float | None:
@@ -190,11 +195,6 @@ def artefact(plan: Plan, adapter: Adapter) -> Artefact:
 def write(plan: Plan, adapter: Adapter, out: Path) -> None:
     """See `writing.write`."""
     writing.write(artefact(plan, adapter), out)
-
-
-def write_into(plan: Plan, adapter: Adapter, directory: Path) -> None:
-    """See `writing.write_into`."""
-    writing.write_into(artefact(plan, adapter), directory)
 
 
 def _base_record(plan: Plan) -> manifests.BaseRecord:

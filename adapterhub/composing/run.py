@@ -13,15 +13,14 @@ import numpy as np
 from adapterhub.composing import sites
 from adapterhub.composing.blocks import buffers, finite_energy
 from adapterhub.composing.factored import Cut, Factors, Matrix, cut
-from adapterhub.composing.methods import Delta, Given, Made, Method
+from adapterhub.composing.methods.row import Delta, Given, Made, Method
 from adapterhub.composing.plan import Plan
 from adapterhub.composing.sites import Site
 from adapterhub.composing.sketch import truncated
-from adapterhub.composing.window import in_order
+from adapterhub.composing.window import Progress, in_order
 from adapterhub.errors import NotMergeable
 from adapterhub.kernels.floatmode import default_float_mode
 
-Progress = Callable[[int], None]
 # With one module that is larger, and all factors, the peak stays below its deltas plus 500 MB.
 MOST_HELD = 384 << 20
 
@@ -79,7 +78,7 @@ def _composed(plan: Plan, site: Site) -> Composed:
             numbers=tuple(delta.number for delta in deltas),
         )
         try:
-            sketched = seed_of(0, site.name, number)  # a truncation is nothing that --seed decides
+            sketched = sketch_seed(site.name, number)
             one, what = _made(plan, deltas, given, sketched, *plan.size(site))
         except NotMergeable as error:
             raise NotMergeable(f"{site.name}: {error.message}", remedy=error.remedy) from None
@@ -213,3 +212,8 @@ def seed_of(seed: int, name: str, number: int) -> int:
     """128 bits for one matrix of one site, the same on every machine."""
     text = f"{seed}\0{name}\0{number}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
+
+
+def sketch_seed(name: str, number: int) -> int:
+    """Of a truncation, which is nothing that a user's seed decides, and draws from no mask's."""
+    return seed_of(-1, name, number)

@@ -13,7 +13,7 @@ from itertools import permutations
 
 import numpy as np
 
-from adapterhub.composing.factored import Factors, Matrix
+from adapterhub.composing.factored import Factors, Matrix, finite
 from adapterhub.composing.inputs import Input
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import LowRank, Meaning
@@ -21,6 +21,8 @@ from adapterhub.methods.lora_config import parse
 from adapterhub.methods.meaning import Layout
 from adapterhub.registry.experts import swapped_in_and_out
 from adapterhub.tensorfile import Tensor, shown
+
+ROLES = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ class Site:
 def sites(inputs: Sequence[Input], meanings: Sequence[Meaning]) -> tuple[Site, ...]:
     """Every site that an input adapts, sorted by name.
 
-    Raises BaseMismatch, with all of them, where inputs have different shapes for one parameter.
+    Raises BaseMismatch, with all of them, where inputs have different shapes for one parameter;
+    NotMergeable for shapes without elements.
     """
     found: dict[tuple[str, str | None], list[Term]] = {}
     for number, (source, meaning) in enumerate(zip(inputs, meanings, strict=True)):
         for part in meaning:
             if isinstance(part, LowRank):
+                refuse_empty(part.module, (*part.a.shape, *part.b.shape))
                 term = Term(number, source.weight, part, _rank(source, part))
                 found.setdefault((part.module, part.parameter), []).append(term)
     wrong = [said for terms in found.values() if (said := _misfit(inputs, terms))]
@@ -83,6 +87,15 @@ def sites(inputs: Sequence[Input], meanings: Sequence[Meaning]) -> tuple[Site, .
         )
     _refuse_turned(inputs, found.values())
     return tuple(_site(found[key]) for key in sorted(found, key=lambda key: (key[0], key[1] or "")))
+
+
+def refuse_empty(module: str, shape: Sequence[int]) -> None:
+    """Raises NotMergeable for a matrix without elements, which nothing can be said of."""
+    if 0 in shape:
+        raise NotMergeable(
+            f"what is added to {shown(module)} is a matrix without elements",
+            remedy="this adapter is damaged; get it anew",
+        )
 
 
 def _refuse_turned(inputs: Sequence[Input], found: Iterable[Sequence[Term]]) -> None:
@@ -142,6 +155,17 @@ def refuse_spellings(inputs: Sequence[Input], found: Sequence[Site]) -> None:
         details=[f"{name} in {inputs[one].name}", f"{longer} in {inputs[other].name}"],
         remedy="merge them together instead: adapterhub merge BASE ADAPTER ADAPTER --out DIR",
     )
+
+
+def of_weight(module: str, shape: tuple[int, ...], *, embedding: bool = False) -> Site:
+    """A site that no factors are for yet. `shape`: that of the weight, (out, in, *kernel), or of
+    an embedding (tokens, width), whose delta is the transpose."""
+    if embedding:
+        tokens, width = shape
+        roles = ("lora_embedding_A", "lora_embedding_B")
+        return Site(module, None, "embedding", (width, tokens), (), 0, roles, ())
+    sides = (shape[0], math.prod(shape[1:]))
+    return Site(module, None, "linear", sides, shape[2:], 0, ROLES, ())
 
 
 def _rank(source: Input, part: LowRank) -> int:
@@ -205,12 +229,7 @@ def read(term: Term) -> Iterator[Factors]:
 def _finite(term: Term, tensor: Tensor) -> Matrix:
     with np.errstate(over="ignore", invalid="ignore"):
         values = np.asarray(tensor.read(), np.float32)
-    if not np.isfinite(values).all():
-        raise NotMergeable(
-            f"{term.part.module} has a factor with values that are NaN or infinite",
-            remedy="this adapter diverged in training; take an earlier checkpoint",
-        )
-    return values
+    return finite(values, f"{term.part.module} has a factor with")
 
 
 def spelled(site: Site, matrices: Sequence[Factors]) -> tuple[Matrix, Matrix]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from adapterhub.composing.factored import rank_for
+from adapterhub.composing.factored import check_rank, check_share
 from adapterhub.errors import InvalidOption
 
 
@@ -27,4 +25,5 @@ class Sizing:
                 "give a rank or a share of the energy",
                 remedy="--rank 16, or --energy 0.99 (1 keeps all)",
             )
-        rank_for(np.ones(1), self.rank, self.energy)  # raises for what is out of range
+        check_rank(self.rank)
+        check_share("energy", self.energy)

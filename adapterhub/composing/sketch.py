@@ -14,6 +14,7 @@ import numpy as np
 
 from adapterhub.composing.blocks import finite_energy
 from adapterhub.composing.factored import Cut, Matrix, Svd, rank_for
+from adapterhub.composing.stopping import check
 
 OVERSAMPLING = 10
 FIRST = 32  # the block's width where only an energy is asked for
@@ -30,7 +31,8 @@ def truncated(
 
     By a random subspace (`seed` picks it), for an energy alone by one that is doubled until it
     holds that share; exact where it would be no longer small against the matrix. The residual is
-    within 2 % of the best one of that rank. Raises NotMergeable for values that are not finite.
+    within 2 % of the best one of that rank, or 2·10⁻⁷ of the whole, which is rounding of fp32.
+    Raises NotMergeable for values that are not finite.
     """
     total = finite_energy(delta)
     found = _leading(delta, rank, energy, total, seed) if total else _zeros(delta)
@@ -68,6 +70,7 @@ def _sketched(delta: Matrix, width: int, total: float, seed: int, start: Matrix)
     q, _ = np.linalg.qr(delta @ (size * block))
     caught, all_of_it = 0.0, total * float(size) ** 2
     for _ in range(ITERATIONS):
+        check()
         back = delta.T @ (size * q)
         before, caught = caught, float(np.square(back, dtype=np.float64).sum())
         if caught - before <= SETTLED * (all_of_it - caught):
@@ -84,6 +87,7 @@ def _seen_from(q: Matrix, delta: Matrix) -> Matrix:
     made = np.zeros((q.shape[1], delta.shape[1]))
     step = max(1, _BLOCK // delta.shape[1])
     for start in range(0, delta.shape[0], step):
+        check()
         rows = slice(start, start + step)
         made += q[rows].T @ delta[rows].astype(np.float64)
     return made
@@ -105,6 +109,7 @@ def _eigen(delta: Matrix) -> Svd:
     side, length = delta.shape
     gram, step = np.zeros((side, side)), max(1, 2 * _BLOCK // side)
     for start in range(0, length, step):
+        check()
         part = delta[:, start : start + step].astype(np.float64)
         gram += part @ part.T
     u = np.linalg.eigh(gram)[1][:, ::-1]

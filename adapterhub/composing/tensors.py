@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adapterhub.composing.factored import Matrix
+from adapterhub.composing.factored import Matrix, finite
 from adapterhub.composing.inputs import Input
 from adapterhub.errors import NotMergeable
 from adapterhub.tensorfile import ArrayTensor, Tensor
@@ -15,13 +15,7 @@ Tensors = dict[Place, Tensor]
 
 def value_of(source: Input, place: Place, tensor: Tensor) -> Matrix:
     """In fp64. Raises NotMergeable for NaN and infinity."""
-    values: Matrix = np.asarray(tensor.read(), np.float64)
-    if not np.isfinite(values).all():
-        raise NotMergeable(
-            f"{source.name}: {named(place)} has values that are NaN or infinite",
-            remedy="this adapter diverged in training; take an earlier checkpoint",
-        )
-    return values
+    return finite(np.asarray(tensor.read(), np.float64), f"{source.name}: {named(place)} has")
 
 
 def rounded(place: Place, values: Matrix) -> ArrayTensor:

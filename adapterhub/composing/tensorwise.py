@@ -20,6 +20,7 @@ import numpy as np
 
 from adapterhub.adapter import REPLACE, Adapter
 from adapterhub.composing import scatter
+from adapterhub.composing.building import by_module
 from adapterhub.composing.factored import Matrix
 from adapterhub.composing.inputs import Input
 from adapterhub.composing.plan import AS_LORA, Options, Plan, checked_request
@@ -206,7 +207,7 @@ def _refuse_missing(
         raise NotMergeable(
             "these adapters do not have the same tensors, and nothing tells what stands for those "
             "that are missing",
-            details=missing[:20],
+            details=missing,
             remedy="compose adapters that were trained with one config",
         )
 
@@ -294,19 +295,7 @@ def _concatenated(
     inputs: Sequence[Input], own: Sequence[Tensors]
 ) -> tuple[Tensors, dict[str, Any]]:
     """The tokens of each after those of the one before; an encoder's and a decoder's apart."""
-    for source in inputs:
-        if source.weight != 1:
-            raise InvalidOption(
-                f"concat puts tokens one after the other; {source.name} has the weight "
-                f"{source.weight:g}",
-                remedy="leave the weights away",
-            )
-        if source.adapter.format not in ("peft", "t5x_prompt"):
-            raise NotSupported(
-                f"{source.name} is in the format {source.adapter.format}, whose prompts this "
-                "version does not concatenate",
-                remedy="--method average",
-            )
+    _refuse_for_rows(inputs)
     places = {place for tensors in own for place in tensors}
     if len(places) != 1:
         raise NotSupported(
@@ -321,14 +310,30 @@ def _concatenated(
     if len(widths) > 1 or len(blocks) > 1:
         raise NotMergeable("these prompts differ in width", remedy="compose prompts of one base")
     values = [value_of(s, place, tensors[place]) for s, tensors in zip(inputs, own, strict=True)]
-    count = blocks.pop()
     parts = [
         value[block * n : (block + 1) * n]
-        for block in range(count)
+        for block in range(blocks.pop())
         for n, value in zip(tokens, values, strict=True)
     ]
     config = {**inputs[0].adapter.config, "num_virtual_tokens": sum(tokens)}
     return {place: rounded(place, np.concatenate(parts))}, config
+
+
+def _refuse_for_rows(inputs: Sequence[Input]) -> None:
+    """Raises InvalidOption for weights, NotSupported for formats whose prompts are no rows."""
+    for source in inputs:
+        if source.weight != 1:
+            raise InvalidOption(
+                f"concat puts tokens one after the other; {source.name} has the weight "
+                f"{source.weight:g}",
+                remedy="leave the weights away",
+            )
+        if source.adapter.format not in ("peft", "t5x_prompt"):
+            raise NotSupported(
+                f"{source.name} is in the format {source.adapter.format}, whose prompts this "
+                "version does not concatenate",
+                remedy="--method average",
+            )
 
 
 def _tokens(source: Input, tensor: Tensor) -> int:
@@ -341,9 +346,6 @@ def _tokens(source: Input, tensor: Tensor) -> int:
 def _adapter(
     inputs: Sequence[Input], made: Tensors, config: Mapping[str, Any], heads: Wholes
 ) -> Adapter:
-    modules: dict[str, dict[str, Tensor]] = {}
-    for (module, role), tensor in {**made, **heads.tensors}.items():
-        modules.setdefault(module, {})[role] = tensor
     first = inputs[0].adapter
     lists = {
         field: _listed(inputs, field)
@@ -353,7 +355,7 @@ def _adapter(
     return replace(
         first,
         config={**config, **lists},
-        modules=modules,
+        modules=by_module({**made, **heads.tensors}),
         task=heads.task,
         labels=heads.labels,
     )

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adapterhub.composing import recipe as recipes
 from adapterhub.composing import tensorwise
-from adapterhub.composing.cases import Cases
-from adapterhub.composing.inputs import Input, input_of
+from adapterhub.composing.cases import Cases, checked
+from adapterhub.composing.inputs import Input, check_unchanged, check_weight, input_of
+from adapterhub.composing.methods.table import method as find_method
 from adapterhub.composing.plan import Options, plan
 from adapterhub.composing.recipe import Recipe
 from adapterhub.composing.result import Report, adapter_of, artefact, report
 from adapterhub.composing.run import run
 from adapterhub.composing.wholes import AVERAGE, REFUSE
+from adapterhub.composing.window import Progress
 from adapterhub.composing.writing import check_target, deliver
 from adapterhub.digest import is_digest
-from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption
+from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, OutputError
 from adapterhub.registry import Registry
 from adapterhub.registry.opening import opened
 
 AdapterSpec = str | Path | tuple[str | Path, float]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ def compose(
     `on_plan` is given the number of modules before anything is computed, and may return a function
     that is told of those done.
 
+    An adapter that leaves a module alone counts there as one that adds zeros, but for methods that
+    say otherwise: `average` divides by the weights of all. What is computed is stored in fp32,
+    whatever the inputs are stored in: bf16 would lose up to 2⁻⁹ of each element.
+
     Raises InvalidOption, BaseMismatch, NotMergeable, NotSupported, OutputError; nothing is written
     then.
     """
@@ -76,14 +82,15 @@ def compose(
             )
         wanted = recipes.read(Path(recipe))
     else:
-        models = tuple((spec if isinstance(spec, tuple) else (spec, 1.0)) for spec in adapters)
+        models = _models(adapters)
         wanted = Recipe(method, models, parameters or {}, None, rank, energy, whole, seed)
     name, out = _place(wanted, name, out)
+    options = _options(wanted, force_base)  # all that needs no file is checked before one is read
     with opened(registry) as reg:
         inputs = [_input(reg, spec, weight, allow_pickle) for spec, weight in wanted.models]
         if wanted.base_model is not None:
             _check_base(reg, wanted.base_model, inputs)
-        options = _options(wanted, inputs, force_base)
+        options = replace(options, whole=_whole(wanted, inputs))
         if all(each.adapter.method == "lora" for each in inputs):
             planned = plan(inputs, options)
             done = run(planned, progress=on_plan(len(planned.sites)) if on_plan else None)
@@ -91,8 +98,9 @@ def compose(
         else:
             planned, made = tensorwise.composed(inputs, options)
             told = report(planned, ())
-        sources = [each.digest or each.name for each in inputs]
-        version = deliver(artefact(planned, made), name, out, reg, sources)
+        names = [each.name for each in inputs]
+        check = partial(check_unchanged, inputs)
+        version = deliver(artefact(planned, made), name, out, reg, names, check)
         return Composition(version, None if out is None else str(out), told)
 
 
@@ -101,21 +109,46 @@ def _place(
 ) -> tuple[str | None, str | Path | None]:
     """Where to, which can be there and is free. Raises InvalidOption, InvalidName, OutputError."""
     if name is None and out is None:
-        name, out = wanted.name, wanted.out and Path(wanted.out).expanduser()
+        name, out = wanted.name, wanted.out and _expanded(wanted.out)
     check_target(name, out)
     return name, out
 
 
-def _options(wanted: Recipe, inputs: Sequence[Input], force_base: bool) -> Options:
+def _expanded(out: str) -> Path:
+    try:
+        return Path(out).expanduser()
+    except RuntimeError as error:
+        raise OutputError(
+            f"{out!r:.200} names a home that nobody has", remedy="give the whole path"
+        ) from error
+
+
+def _models(adapters: Sequence[AdapterSpec]) -> tuple[tuple[str | Path, float], ...]:
+    """Raises InvalidOption for what is no adapter, and no pair of one and its weight."""
+    if isinstance(adapters, str | Path):
+        raise InvalidOption(f"{adapters} alone is no list of adapters", remedy=f"[{adapters!r}]")
+    pairs = [(spec, 1.0) if isinstance(spec, str | Path) else spec for spec in adapters]
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str | Path)):
+            raise InvalidOption(
+                f"{pair!r:.100} is no adapter", remedy="a ref, a path, or (one of them, a weight)"
+            )
+    return tuple((spec, check_weight(str(spec), weight)) for spec, weight in pairs)
+
+
+def _options(wanted: Recipe, force_base: bool) -> Options:
+    """Of a composition whose inputs are not read yet. Raises InvalidOption."""
+    find_method(wanted.method).check_count(len(wanted.models))
+    for spec, weight in wanted.models:
+        checked(weight, partial(check_weight, str(spec)))
     return Options(
         method=wanted.method,
         parameters=wanted.parameters,
         rank=wanted.rank,
         energy=wanted.energy,
         weights={n: w for n, (_, w) in enumerate(wanted.models) if isinstance(w, Cases)},
-        whole=_whole(wanted.whole, [str(model) for model, _ in wanted.models], inputs),
         seed=wanted.seed,
-        force_base=force_base,
+        force_base=bool(force_base),
     )
 
 
@@ -147,8 +180,9 @@ def _input(
     return input_of(loaded, float(weight.of("", 1.0) if isinstance(weight, Cases) else weight))
 
 
-def _whole(whole: str, texts: Sequence[str], inputs: Sequence[Input]) -> str | int:
-    """The number of the input that `whole` names, if it is neither of the two words."""
+def _whole(wanted: Recipe, inputs: Sequence[Input]) -> str | int:
+    """What `whole` says; the number of the input that it names, if it is neither of two words."""
+    whole, texts = str(wanted.whole), [str(model) for model, _ in wanted.models]
     if whole in (REFUSE, AVERAGE):
         return whole
     places = [n for n, text in enumerate(texts) if whole in (text, inputs[n].name)]

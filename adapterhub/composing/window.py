@@ -7,12 +7,15 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import TypeVar
 
 from adapterhub.composing.blas import one_thread
+from adapterhub.composing.stopping import until
 from adapterhub.errors import NotSupported
 from adapterhub.tensorfile import usable_cores
 
+Progress = Callable[[int], None]  # is told how many are done
 HELD_BYTES = 512 << 20  # of dense matrices at a time, where one does not need more
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +37,7 @@ def in_order(
     _refuse_too_large(max(map(held, items), default=0))
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     threads = threads or usable_cores()
-    rest, bytes_held, most = deque(items), 0, 2 * threads
+    rest, bytes_held, most, stop = deque(items), 0, 2 * threads, Event()
     with one_thread(), ThreadPoolExecutor(threads, "compose") as pool:
         try:
             while rest or waiting:
@@ -42,13 +45,14 @@ def in_order(
                     not waiting or (len(waiting) < most and bytes_held + held(rest[0]) <= most_held)
                 ):
                     item = rest.popleft()
-                    waiting.append((item, pool.submit(work, item)))
+                    waiting.append((item, pool.submit(until, stop, work, item)))
                     bytes_held += held(item)
                 item, future = waiting.popleft()
                 yield item, future.result()
                 bytes_held -= held(item)
         finally:
-            for _, future in waiting:  # after an error nobody wants the others
+            stop.set()  # after an error nobody wants the others
+            for _, future in waiting:
                 future.cancel()
 
 

@@ -55,7 +55,7 @@ _INITS_THAT_LEAVE_THE_BASE = ("gaussian", "eva", "orthogonal", "mica")
 # What changes the base before training → how to get a plain LoRA of it.
 _CONVERT = (
     "in peft: save_pretrained(…, path_initial_model_for_weight_conversion=…) writes a plain LoRA; "
-    "or give the changed base, with --base-is-initialised"
+    "or merge it into the changed base, with --base-is-initialised"
 )
 _INITS_THAT_CHANGE_IT: Mapping[str, str] = {
     "pissa": _CONVERT,

@@ -95,7 +95,7 @@ def add(
     labels = _labels(request, sidecar, adapter)
     record = _base_record(adapter, at_hand, sidecar)
     storing.refuse_links(reading, store)
-    with storing.as_stored(reading, sidecar) as sources, store.writing():
+    with storing.as_stored(reading, sidecar, store) as sources, store.writing():
         stored = [storing.put(store, source) for source in sources]
         _check_unchanged(store, reading, before)
         manifest = manifests.build(
@@ -194,7 +194,7 @@ def _sidecar(reading: Reading) -> Mapping[str, Any]:
     except AdapterHubError:
         return {}  # a foreign adapterhub.json, such as that of a merge, says nothing about this
     said = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
-    here = {file.name: digest.of_bytes(file.path.read_bytes()) for file in reading.files}
+    here = {file.name: digest.of_file(file.path) for file in reading.files}
     return manifest if said == here else {}
 
 

@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,18 @@ def _build(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def scratch(store: Store) -> Iterator[Path]:
+    """A new directory below the home, gone at the end; what a killed process left is swept."""
+    place = _cache(store) / f".{secrets.token_hex(8)}.partial"
+    with files.named_errors(store.home):
+        place.mkdir(parents=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def to_bytes(manifest: Mapping[str, Any]) -> bytes:

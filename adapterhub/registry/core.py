@@ -170,7 +170,8 @@ class Registry:
         reading = loading.read(path, allow_pickle)
         if base is not None and sparse.is_against(reading):
             storing.refuse_links(reading, self.store)
-            with sparse.written(reading, self.base.resolve(base), allow_pickle) as native:
+            found = self.base.resolve(base)
+            with sparse.written(reading, found, allow_pickle, self.store) as native:
                 return self.add(
                     native,
                     name=name or runs.default_name(reading.path),

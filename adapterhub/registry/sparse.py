@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,9 @@ from adapterhub.base import Base
 from adapterhub.errors import BaseMismatch, InvalidAdapter
 from adapterhub.formats import fish_mask, native
 from adapterhub.methods.shapes import PARAMETERS
+from adapterhub.registry import checkout
 from adapterhub.registry.naming import Naming
+from adapterhub.store import Store
 from adapterhub.tensorfile import ArrayTensor, Tensor
 
 Array = NDArray[Any]
@@ -31,19 +32,19 @@ def is_against(reading: Reading) -> bool:
 
 
 @contextmanager
-def written(reading: Reading, base: Base, allow_pickle: bool) -> Iterator[Path]:
+def written(reading: Reading, base: Base, allow_pickle: bool, store: Store) -> Iterator[Path]:
     """A directory with the difference to `base`, as native, and with the model card.
 
     Raises what `difference` does, and PickleRefused without consent.
     """
     weights, masks = fish_mask.tensors(reading.path, allow_pickle)
     adapter = difference(base, weights, masks=masks)
-    with tempfile.TemporaryDirectory(prefix="adapterhub-") as directory:
-        native.write(adapter, Path(directory))
+    with checkout.scratch(store) as directory:
+        native.write(adapter, directory)
         card = reading.path / _CARD
         if card.is_file() and not card.is_symlink():
-            shutil.copyfile(card, Path(directory) / _CARD)
-        yield Path(directory)
+            shutil.copyfile(card, directory / _CARD)
+        yield directory
 
 
 def difference(

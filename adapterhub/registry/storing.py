@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +30,22 @@ class Source:
 
 
 @contextmanager
-def as_stored(reading: Reading, sidecar: Mapping[str, Any]) -> Iterator[Sequence[Source]]:
+def as_stored(
+    reading: Reading, sidecar: Mapping[str, Any], store: Store
+) -> Iterator[Sequence[Source]]:
     """The files to store. A pickle is replaced by a safetensors file with its tensors.
 
     What a `sidecar` (the manifest of an export) says of the pickles of old is kept.
     """
     said = {e["path"]: e.get("converted_from") for e in sidecar.get("files", ())}
-    with tempfile.TemporaryDirectory(prefix="adapterhub-") as directory:
+    converts = any(file.safe for file in reading.files)
+    with checkout.scratch(store) if converts else nullcontext(reading.path) as directory:
         sources = []
         for file in reading.files:
             if file.safe is None:
                 sources.append(Source(file, said.get(file.name)))
                 continue
-            path = Path(directory) / file.safe.name
+            path = directory / file.safe.name
             write_file(path, dict(sorted(file.safe.tensors.items())))
             sources.append(Source(SourceFile(file.safe.name, path, file.kind), _original(file)))
         _refuse_twins(reading, sources)

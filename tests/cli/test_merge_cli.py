@@ -26,16 +26,31 @@ STORED = "encoder.layer.0.attention.self.query.weight"
         ("./x=y=0.5", "./x=y", 0.5),
         ("./r=8/run", "./r=8/run", 1.0),
         ("=0.7", "=0.7", 1.0),
+        ("./x=y/z=nan", "./x=y/z=nan", 1.0),
+        ("a=0e5", "a", 0.0),
     ],
 )
 def test_the_weight_follows_the_last_equals_sign(text: str, name: str, weight: float) -> None:
     assert split_weight(text) == (name, weight)
 
 
-@pytest.mark.parametrize("text", ["a=nan", "a=", "a=half", "a=0,5"])
+@pytest.mark.parametrize("text", ["a=nan", "a=", "a=half", "a=0,5", "a=1e-400", "a=\u0661"])
 def test_a_weight_that_is_no_number_is_refused_as_such(text: str) -> None:
     with pytest.raises(click.UsageError, match="the weight of a is"):
         split_weight(text)
+
+
+def test_a_path_that_is_there_has_a_weight_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(click.UsageError, match=r"the weight of \./a is 'nan'"):
+        split_weight("./a=nan")
+    (tmp_path / "a=nan").mkdir()
+    assert split_weight("./a=nan") == ("./a=nan", 1.0)
+    assert split_weight("./a=x/b") == ("./a=x/b", 1.0)
+    assert split_weight("/" + "a" * 5000 + "=nan")[1] == 1.0
 
 
 def query(directory: Path) -> np.ndarray:

@@ -145,6 +145,7 @@ def test_a_terminal_that_is_not_in_utf8(process: Run, adapter: Path) -> None:
     assert "no licence is stated" in said.out
 
 
+@pytest.mark.slow
 def test_bash_completion_completes_commands_names_and_tags(process: Run, adapter: Path) -> None:
     process("add", adapter, "--name", "sentiment-en", "--tag", "prod")
 

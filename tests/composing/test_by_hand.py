@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.composing import masks, subspaces
 from adapterhub.composing.factored import Factors
-from adapterhub.composing.methods import Delta, Given
-from adapterhub.composing.table import TABLE, method
+from adapterhub.composing.methods import masks, subspaces
+from adapterhub.composing.methods.row import Delta, Given
+from adapterhub.composing.methods.table import TABLE, method
 
 ONE = [[4, -1, 2], [0, -6, 3]]
 OTHER = [[-2, 3, 1], [5, 1, -4]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from composing_building import SIZES, Q, V, lora
 from safetensors.numpy import load_file, save_file
 from test_compose_cli import run
 
-from adapterhub.cli import comparing
-from adapterhub.composing import comparing as comparing_room
-from adapterhub.composing import plot
-from adapterhub.composing.comparison import Comparison, Met, ModuleComparison
+from adapterhub.cli import comparing, output
+from adapterhub.composing.comparing import plot
+from adapterhub.composing.comparing import verb as comparing_room
+from adapterhub.composing.comparing.comparison import Comparison, Met, ModuleComparison
 from adapterhub.errors import MissingExtra
 
 drawn = pytest.mark.skipif(
@@ -52,6 +53,57 @@ def test_the_matrix_of_three(tmp_path: Path, three: list[Path]) -> None:
     assert "2–3" in said
 
 
+def test_tables_fit_a_terminal_of_80_columns(
+    tmp_path: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path keeps its end, whole parts of it, and no line is broken."""
+    monkeypatch.setattr(output, "columns", lambda: 80)
+    for adapters in (three[:2], three):
+        said = run(tmp_path / "home", "compare", *adapters)
+        table = said[said.index("least alike") :].splitlines()[1:]
+        assert max(map(len, table)) <= 80
+        assert all(re.match(r"…?(\w+\.)*(\d+\.)?self_attn\.[qv]_proj ", row) for row in table[1:])
+        assert ("pair" in table[0]) is (len(adapters) > 2)  # of two there is one pair
+
+
+def test_notes_name_versions_briefly(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for number, base in enumerate(("owner/base", "owner/other")):
+        one = lora(tmp_path / str(number), number, base_model_name_or_path=base)
+        run(home, "add", one, "--name", f"a{number}")
+    said = run(home, "compare", "a0", "a1")
+    assert re.search(r"bases: a0@sha256:[0-9a-f]{12} is for owner/base, a1@sha256:", said)
+
+
+def test_of_many_pairs_those_that_are_shown_are_explained(
+    tmp_path: Path, three: list[Path]
+) -> None:
+    said = run(tmp_path / "home", "compare", *three, *three)
+    assert "the 10 pairs of 15 whose cosine is farthest from 0; --json has all" in said
+
+
+def test_signs_are_those_of_what_both_change(tmp_path: Path) -> None:
+    paths = [lora(tmp_path / str(n), 1, [Q]) for n in range(3)]
+    for path, kept, sign in ((paths[1], 3, -1), (paths[2], 0, 1)):  # a few rows; none
+        tensors = load_file(path / "adapter_model.safetensors")
+        (b,) = (tensor for name, tensor in tensors.items() if "lora_B" in name)
+        b[kept:] = 0
+        b *= sign
+        save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
+    lines = run(tmp_path / "home", "compare", *paths).splitlines()
+    rows = {line.split()[0]: line.split()[2] for line in lines if "–" in line[:5]}
+    assert rows == {"1–2": "100.0%", "1–3": "–", "2–3": "–"}
+
+
+def test_an_adapter_of_zeros_is_said_to_change_nothing(tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2)
+    file = b / "adapter_model.safetensors"
+    zeros = {name: values * ("lora_A" in name) for name, values in load_file(file).items()}
+    save_file(zeros, file, {"format": "pt"})
+    said = run(tmp_path / "home", "compare", a, b)
+    assert f"{b} changes nothing: its deltas are zeros" in said and f"{a} changes" not in said
+
+
 def test_json_has_everything(tmp_path: Path, three: list[Path]) -> None:
     said = json.loads(run(tmp_path / "home", "compare", *three, "--json", "--exact"))["result"]
     assert [len(row) for row in said["cosine"]] == [3, 3, 3]
@@ -76,7 +128,9 @@ def test_what_it_refuses(tmp_path: Path, three: list[Path]) -> None:
 
 
 @drawn
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.parametrize(
+    "suffix", ["png", *(pytest.param(other, marks=pytest.mark.slow) for other in ("svg", "pdf"))]
+)
 def test_the_picture_is_the_same_twice(tmp_path: Path, three: list[Path], suffix: str) -> None:
     files = [tmp_path / f"{name}.{suffix}" for name in ("one", "two")]
     for file in files:

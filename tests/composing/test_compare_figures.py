@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
-from adapterhub.composing.factored import Factors
-from adapterhub.composing.figures import (
+from adapterhub.composing.comparing.figures import (
     DenseDelta,
     Overlap,
     cosine,
@@ -17,6 +17,7 @@ from adapterhub.composing.figures import (
     sampled,
     signs,
 )
+from adapterhub.composing.factored import Factors
 
 SHAPES = [(7, 5), (5, 7), (40, 300), (1200, 9), (1, 1)]
 
@@ -86,7 +87,7 @@ def test_by_hand() -> None:
     assert found.columns.mean == pytest.approx(0.5)
     assert found.columns.largest == pytest.approx(np.sqrt(0.5))
     assert found.rows.mean == pytest.approx(9 / 125)
-    counted = signs({0: one, 4: other}, sampled((2, 3), exact=True))[0, 4]
+    counted = signs({0: one, 4: other}, *sampled((2, 3), exact=True))[0, 4]
     assert (counted.looked_at, counted.both, counted.conflicts) == (6, 1, 1)
 
 
@@ -136,8 +137,9 @@ def test_dense_deltas_and_low_rank_ones() -> None:
     for found in (meet(plain, other), meet(other, plain)):
         assert found.inner == pytest.approx(np.vdot(dense(one), dense(two)), rel=1e-5)
         assert found.columns is None
-    rows = sampled((50, 20), exact=False)
-    assert signs({0: plain, 1: other}, rows) == signs({0: low_rank(one), 1: other}, rows)
+    for rows, columns in (sampled((50, 20), exact=False), (np.arange(0, 50, 3), np.array([2, 7]))):
+        found = signs({0: plain, 1: other}, rows, columns)
+        assert found == signs({0: low_rank(one), 1: other}, rows, columns)
 
 
 def test_signs_against_dense() -> None:
@@ -152,16 +154,48 @@ def test_signs_against_dense() -> None:
         assert counted.looked_at == 37 * 29
 
 
-def test_a_sample_is_the_same_rows_everywhere() -> None:
-    rows = sampled((5000, 4096), exact=False)
-    assert len(rows) == 256 == len(set(rows.tolist())) and (np.diff(rows) > 0).all()
-    assert rows[:4].tolist() == [0, 38, 43, 54]
-    assert sampled((5000, 4096), exact=True).tolist() == list(range(5000))
-    assert len(sampled((100, 100), exact=False)) == 100
-    estimate = [low_rank(factors(n, 5000, 700, 4)) for n in (1, 2)]
-    both = dict(enumerate(estimate))
-    part = signs(both, sampled((5000, 4096), exact=False))[0, 1]
-    whole = signs(both, np.arange(5000))[0, 1]
-    assert part.conflicts / part.looked_at == pytest.approx(
-        whole.conflicts / whole.looked_at, abs=0.05
-    )
+def test_a_sample_is_the_same_everywhere() -> None:
+    for shape, sizes in {
+        (5000, 4096): (1024, 1024),
+        (100, 100): (100, 100),
+        (4096, 128_000): (1024, 1024),
+        (32, 100_000): (32, 32768),
+        (100_000, 32): (32768, 32),
+    }.items():
+        picked = sampled(shape, exact=False)
+        for size, count, found in zip(shape, sizes, picked, strict=True):
+            numbers = np.arange(size)[found]
+            assert len(numbers) == count == len(set(numbers.tolist()))
+            assert (np.diff(numbers) > 0).all()
+        rows, columns = sampled(shape, exact=True)
+        assert len(rows) == shape[0] and columns == slice(None)
+    rows, columns = (each[:4].tolist() for each in sampled((5000, 4096), exact=False))
+    assert (rows, columns) == ([0, 2, 9, 11], [2, 3, 5, 7])
+
+
+@pytest.mark.parametrize("shape", [(1100, 1200), (1024, 20000)])
+@pytest.mark.parametrize("decay", [0.5, 0.01])
+def test_a_sample_tells_of_the_whole(shape: tuple[int, int], decay: float) -> None:
+    """Of deltas with few strong directions, and one side in common: a row, or a column, is then
+    alike all along."""
+    strength = (decay ** np.arange(4)).astype(np.float32)
+    one, two = (factors(n, *shape, 4) for n in (1, 2))
+    for other in (Factors(two.b * strength, one.a), Factors(one.b, two.a * strength[:, None])):
+        both = {0: low_rank(Factors(one.b * strength, one.a)), 1: low_rank(other)}
+        part = signs(both, *sampled(shape, exact=False))[0, 1]
+        whole = signs(both, np.arange(shape[0]))[0, 1]
+        share = whole.conflicts / whole.looked_at
+        assert part.conflicts / part.looked_at == pytest.approx(share, abs=3 * 0.022)
+
+
+def test_a_sample_of_a_wide_delta_takes_no_whole_rows() -> None:
+    values = np.random.default_rng(0).standard_normal((1024, 20_000)).astype(np.float32)
+    wide = DenseDelta(values, 2.0)
+    grid = sampled(wide.shape, exact=False)
+    tracemalloc.start()
+    try:
+        found = signs({0: wide, 1: DenseDelta(-values, 1.0)}, *grid)[0, 1]
+        assert tracemalloc.get_traced_memory()[1] < values.nbytes + (24 << 20)
+    finally:
+        tracemalloc.stop()
+    assert found.conflicts == found.both == found.looked_at == 1 << 20

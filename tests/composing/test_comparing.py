@@ -12,7 +12,7 @@ from composing_building import SIZES, Q, V, deltas, given, lora
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.composing import Comparison, Input
-from adapterhub.composing.comparing import compare, compared
+from adapterhub.composing.comparing.verb import compare, compared
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.registry import Registry
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from adapterhub import composing, digest
 from adapterhub.composing import Options
 from adapterhub.composing import blocks as blocked
-from adapterhub.composing.table import TABLE
+from adapterhub.composing.methods.table import TABLE
 
 EXACT = [name for name, row in TABLE.items() if row.exact and row.kind == "factors"]
 WEIGHTS = (0.7, -0.3, 0.11)

@@ -13,11 +13,12 @@ import pytest
 from composing_building import Q, composed, given, lora
 
 from adapterhub.adapter import Adapter
-from adapterhub.composing import as_peft, blocks, masks
+from adapterhub.composing import blocks
 from adapterhub.composing.factored import Factors
-from adapterhub.composing.methods import Delta, Given
+from adapterhub.composing.methods import as_peft, masks
+from adapterhub.composing.methods.row import Delta, Given
+from adapterhub.composing.methods.table import TABLE
 from adapterhub.composing.run import seed_of
-from adapterhub.composing.table import TABLE
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import LowRank, method
 
@@ -302,14 +303,17 @@ def test_rslora_counts_its_scale_once(tmp_path: Path, kind: str) -> None:
         assert_alike(summed(model), found, 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["cat", "svd", "linear", "ties", "ties_svd"])
+@pytest.mark.parametrize("kind", ["cat", "svd", "linear", "dare_linear", "magnitude_prune_svd"])
 def test_lora_bias_is_added(tmp_path: Path, kind: str) -> None:
     targets = ("q_proj", "v_proj")
     case = Case(CASES["llama"].base, targets, targets, fields={"lora_bias": True})
     model = live(case, tmp_path, case.others)
-    settings = {"density": 0.5} if "ties" in kind else {}
+    settings = {"density": 0.5} if "_" in kind else {}
     combined(model, tmp_path, kind, **settings)
     inputs = [given(tmp_path / n, w) for n, w in zip(NAMES, WEIGHTS, strict=True)]
+    for electing in ("ties", "ties_svd", "dare_ties", "dare_ties_svd"):  # a mean, which is no sum
+        with pytest.raises(NotMergeable, match="becomes of the biases of lora_B"):
+            composed(inputs, method=f"peft_{electing}", force_base=True)
     adapter, _ = composed(inputs, method=f"peft_{kind}", parameters=settings, force_base=True)
     scales = {
         part.module: part.scale

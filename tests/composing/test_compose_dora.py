@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from adapterhub.adapter import Adapter
 from adapterhub.composing.cases import Case, Cases
-from adapterhub.composing.table import TABLE
+from adapterhub.composing.methods.table import TABLE
 from adapterhub.errors import AdapterHubError, NotMergeable
 from adapterhub.methods import LowRank, method
 from adapterhub.tensorfile import shown

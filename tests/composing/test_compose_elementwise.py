@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from adapterhub import composing
 from adapterhub.composing import Options
 from adapterhub.composing.cases import Case, Cases
+from adapterhub.composing.methods.table import TABLE, method
 from adapterhub.composing.run import seed_of
-from adapterhub.composing.table import TABLE, method
 from adapterhub.errors import InvalidOption, NotMergeable
 
 DENSE = [name for name, row in TABLE.items() if row.file in ("elementwise", "spherical")]
@@ -54,6 +54,21 @@ def test_another_seed_is_another_result(name: str, tmp_path: Path) -> None:
         for seed in (1, 2)
     )
     assert all(np.linalg.norm(one[module] - two[module]) > 0.1 for module in SIZES)
+
+
+def test_a_truncation_draws_from_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    class Philox(np.random.Philox):
+        def __init__(self, key: int, **more: Any) -> None:
+            super().__init__(key=key, **more)  # type: ignore[call-arg]
+            seeds.append(key)
+
+    monkeypatch.setitem(SIZES, Q, (90, 80))
+    monkeypatch.setattr(np.random, "Philox", Philox)
+    inputs = [given(lora(tmp_path / "a", 1, [Q])), given(lora(tmp_path / "b", 2, [Q]))]
+    composed(inputs, method="dare_linear", parameters={"density": 0.5}, rank=1)
+    assert len(seeds) == 3 and seeds[0] == seeds[1] != seeds[2]
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "magnitude_prune", "breadcrumbs"])
@@ -168,6 +183,13 @@ def test_so_are_counts_and_weights(tmp_path: Path) -> None:
         with pytest.raises(InvalidOption, match="add up to 0 and cannot be normalized"):
             composing.plan(pair, Options(method=name, parameters={"normalize": True}))
         composing.plan(pair, Options(method=name))
+        for weights, said in (((0.1, 0.2, -0.3), "add up to 0"), ((1e308,) * 3, "too large")):
+            three = [given(tmp_path / str(n), weight) for n, weight in enumerate(weights)]
+            with pytest.raises(InvalidOption, match=said):
+                composing.plan(three, Options(method=name, parameters={"normalize": True}))
+    huge = [given(tmp_path / str(n), 1e308) for n in range(2)]
+    with pytest.raises(InvalidOption, match="too large"):
+        composing.plan(huge, Options(method="nuslerp"))
 
 
 def test_what_hangs_on_the_module_is_checked_and_followed(tmp_path: Path) -> None:
@@ -187,6 +209,19 @@ def test_what_hangs_on_the_module_is_checked_and_followed(tmp_path: Path) -> Non
         for asked in [method("nuslerp").settings({})]
     }
     assert_close(deltas(adapter), expected, 1e-5)
+
+
+def test_filters_are_compared_with_weights_and_must_fit_something(tmp_path: Path) -> None:
+    inputs = [given(lora(tmp_path / "a", 1), 2.0), given(lora(tmp_path / "b", 2), 1.0)]
+    cases = Cases((Case("q_proj.weight", 1), Case("k_proj", 9), Case("*.q_proj", 9), Case("", 2)))
+    weights: dict[int, Any] = {1: Cases((Case("q_porj", 2.0), Case("v_proj", 3.0)))}
+    assert cases.of("", 0) == 2  # of no module in particular
+    _, report = composed(inputs, weights=weights, rank=cases)
+    assert {one.module: one.rank for one in report.modules} == {Q: 1, V: 2}
+    assert [note for note in report.notes if "filter" in note] == [
+        'no module fits the filter "k_proj"',
+        'no module fits the filter "q_porj"',
+    ]
 
 
 def test_what_becomes_infinite_is_refused(tmp_path: Path) -> None:

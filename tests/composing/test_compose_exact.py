@@ -15,7 +15,7 @@ from adapterhub import composing
 from adapterhub.composing import Input, Options
 from adapterhub.composing.cases import Case, Cases
 from adapterhub.composing.factored import Factors, svd
-from adapterhub.composing.table import method as method_of
+from adapterhub.composing.methods.table import method as method_of
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable
 from adapterhub.formats import read
 from adapterhub.methods import BiasDelta, method
@@ -36,9 +36,9 @@ def test_sum_is_the_sum_of_the_deltas(tmp_path: Path, other: dict[str, Any]) -> 
 
 
 def test_by_hand() -> None:
-    from adapterhub.composing.exact import total
     from adapterhub.composing.factored import Factors
-    from adapterhub.composing.methods import Delta, Given
+    from adapterhub.composing.methods.exact import total
+    from adapterhub.composing.methods.row import Delta, Given
 
     one = Factors(np.array([[1], [2]], np.float32), np.array([[1, 0, 2]], np.float32))
     two = Factors(np.array([[0], [1]], np.float32), np.array([[3, 1, 0]], np.float32))
@@ -196,7 +196,7 @@ def test_unknown_methods_and_parameters(tmp_path: Path) -> None:
     assert "did you mean average" in error.value.remedy
     with pytest.raises(InvalidOption, match="no method 'linear'") as error:
         composed([a], method="linear")
-    assert "average is what mergekit calls so" in error.value.remedy
+    assert error.value.remedy.startswith("average is mergekit's linear, peft_linear PEFT's")
     with pytest.raises(InvalidOption, match="sum has no parameter 'density'"):
         composed([a], parameters={"density": 0.5})
     with pytest.raises(InvalidOption, match="finite"):
@@ -215,7 +215,7 @@ def test_unknown_methods_and_parameters(tmp_path: Path) -> None:
         ({"rank": 2.0}, r"rank 2\.0"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 1 << 64}, "seed 18446744073709551616"),
-        ({"weights": {0: Cases((Case(None, float("inf")),))}}, "weight inf"),
+        ({"weights": {0: Cases((Case(None, float("inf")),))}}, "weight of adapter 1 is inf"),
     ],
 )
 def test_options_out_of_range_are_no_options(options: dict[str, Any], said: str) -> None:
@@ -313,6 +313,11 @@ def test_biases_where_weights_do_not_decide(tmp_path: Path) -> None:
     for name in ("slerp", "nuslerp", "sce", "ties", "knots_ties", "knots_dare"):
         with pytest.raises(NotMergeable, match=f"{name} does not say what becomes of the biases"):
             composed(inputs, method=name)
+    for cases in ((Case("q_proj", True), Case(None, False)), (Case("v_proj", False),)):
+        with pytest.raises(NotMergeable, match="ties does not say what becomes of the biases"):
+            composed(inputs, method="ties", parameters={"normalize": Cases(cases)})
+    elsewhere = {"normalize": Cases((Case("v_proj", True), Case(None, False)))}
+    composed(inputs, method="ties", parameters=elsewhere)
     adapter, _ = composed(inputs, method="ties", parameters={"normalize": False, "lambda": 0.5})
     (part,) = [
         p for p in method("lora").implementation.meaning(adapter) if isinstance(p, BiasDelta)

@@ -14,13 +14,14 @@ from safetensors.numpy import load_file, save_file
 
 from adapterhub import api, formats
 from adapterhub.composing import writing
-from adapterhub.composing.plot import check as check_picture
-from adapterhub.composing.recipe import LIMIT_BYTES, read, recipe_of
+from adapterhub.composing.comparing.plot import check as check_picture
+from adapterhub.composing.recipe import LIMIT_BYTES, read, recipe_of, to_yaml
 from adapterhub.composing.wholes import AVERAGE
 from adapterhub.composing.window import in_order
 from adapterhub.errors import (
     AdapterHubError,
     InvalidOption,
+    NotFound,
     NotMergeable,
     NotSupported,
     OutputError,
@@ -65,6 +66,10 @@ def changed(path: Path, **values: Any) -> Path:
         ("rank: 1:20", "decimal digits"),
         ("rank: 0x" + "f" * 5000, "decimal digits"),
         ("energy: .nan", "decimal digits"),
+        ("energy: 1e-400", "is too small"),
+        ("1: 2", "the key 1 is no text"),
+        ("~: 2", "the key None is no text"),
+        ("parameters: {true: 1, 1: 2}", "the key True is no text"),
     ],
 )
 def test_numbers_of_a_recipe_are_what_they_look_like(tmp_path: Path, line: str, said: str) -> None:
@@ -92,6 +97,25 @@ def test_a_recipe_has_whole_numbers_and_small_ones(tmp_path: Path) -> None:
     assert [weight for _, weight in found.models] == [0.001, 1.0]
     assert found.models[1][0] == "12abc" and found.parameters == {"lambda": -20.0}
     assert (type(found.rank), type(found.seed)) == (int, int)
+
+
+def test_a_recipe_for_the_home_of_nobody(tmp_path: Path, registry: Registry) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("merge_method: sum\nmodels: [{model: a}]\nout: ~nobody-has-this-name/x\n")
+    with pytest.raises(OutputError, match="a home that nobody has"):
+        api.compose(recipe=path, registry=registry)
+
+
+def test_a_recipe_of_what_came_from_a_path_says_what_it_lacks(
+    tmp_path: Path, registry: Registry
+) -> None:
+    api.compose([lora(tmp_path / "a", 1)], name="x", registry=registry)
+    recipe = recipe_of(registry.show("x")["manifest"]["lineage"])
+    assert recipe is not None
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipe))
+    with pytest.raises(NotFound, match="came from a path"):
+        api.compose(recipe=path, name="y", registry=registry)
 
 
 def test_a_rank_no_file_can_hold(tmp_path: Path, registry: Registry) -> None:
@@ -246,6 +270,7 @@ def test_experts_of_one_orientation_keep_it(tmp_path: Path) -> None:
 # --- many modules -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_made_of_many_modules_can_be_read_again(tmp_path: Path) -> None:
     """A rank and an alpha for each of them: as many patterns, which are matched under a limit."""
     modules = [f"model.layers.{n}.self_attn.q_proj" for n in range(900)]

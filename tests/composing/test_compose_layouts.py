@@ -11,7 +11,7 @@ from composing_building import given as read
 
 from adapterhub import composing
 from adapterhub.composing import Options
-from adapterhub.composing.table import TABLE, method
+from adapterhub.composing.methods.table import TABLE, method
 from adapterhub.formats import read as read_files
 
 torch = pytest.importorskip("torch")

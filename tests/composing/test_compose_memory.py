@@ -13,7 +13,7 @@ from composing_building import SIZES, given, lora
 
 from adapterhub import composing
 from adapterhub.composing import Options, blocks
-from adapterhub.composing.table import TABLE
+from adapterhub.composing.methods.table import TABLE
 
 DENSE = [name for name, row in TABLE.items() if row.kind == "dense"]
 FACTORS = [name for name, row in TABLE.items() if row.kind == "factors"]

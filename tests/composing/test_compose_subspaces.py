@@ -11,8 +11,8 @@ import pytest
 from composing_building import SIZES, Q, V, composed, deltas, given, lora
 
 from adapterhub.composing.factored import Factors
-from adapterhub.composing.methods import Delta, Given
-from adapterhub.composing.table import method
+from adapterhub.composing.methods.row import Delta, Given
+from adapterhub.composing.methods.table import method
 from adapterhub.errors import InvalidOption
 
 Matrix = Any
@@ -193,6 +193,17 @@ def test_knots_ties_by_hand(
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def test_who_adds_nothing_somewhere_has_no_voice_there() -> None:
+    """Deltas into spaces that are orthogonal, but for rounding, do not share any element."""
+    turn = np.linalg.qr(np.random.default_rng(2).standard_normal((9, 9)))[0]
+    dice = np.random.default_rng(3)
+    a = [dice.standard_normal((3, 13)) for _ in range(3)]
+    terms = [Delta(n, 1.0, 1.0, Factors(turn[:, 3 * n : 3 * n + 3], a[n])) for n in range(3)]
+    wanted = sum(each.factors.b @ each.factors.a for each in terms)
+    found = applied("knots_ties", terms, (9, 13), density=1.0)
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
 def test_tsv_by_hand() -> None:
     # u₁ = e₁ and u₂ = (e₁ + e₂)/√2, 45° apart: each turns by 22.5° until they are orthogonal
     terms = [by_rows(0, [[4, 0, 0], [0, 0, 0]]), by_rows(1, [[0, 2, 0], [0, 2, 0]], -1.0)]
@@ -299,7 +310,7 @@ def test_what_is_dropped_hangs_on_the_seed_alone(tmp_path: Path) -> None:
 
 
 def test_the_share_kept_and_its_mean() -> None:
-    from adapterhub.composing.subspaces import _drawn
+    from adapterhub.composing.methods.subspaces import _drawn
 
     for density in (0.1, 0.5, 0.9):
         kept = _drawn((200, 500), density, SEED, 0)

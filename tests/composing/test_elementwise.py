@@ -11,8 +11,9 @@ import dense_oracles as oracles
 import numpy as np
 import pytest
 
-from adapterhub.composing import blocks, table
-from adapterhub.composing.methods import Given
+from adapterhub.composing import blocks
+from adapterhub.composing.methods import table
+from adapterhub.composing.methods.row import Given
 
 DENSE = [name for name, row in table.TABLE.items() if row.file in ("elementwise", "spherical")]
 BY_CHANCE = ("dare_linear", "dare_ties", "della")
@@ -346,6 +347,7 @@ def test_della_keeps_the_mean_and_prefers_the_large() -> None:
 # --- memory -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ties", "della", "sce", "nuslerp"])
 def test_buffers_are_small(name: str) -> None:
     shape = (2048, 4096)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from extracting_building import (
     BERT,
     GPT2,
@@ -29,6 +30,7 @@ from extracting_building import (
 from safetensors.numpy import load_file, save_file
 
 import adapterhub as ah
+from adapterhub.cli import main
 from adapterhub.errors import BaseMismatch, InvalidOption, NotMergeable, NotSupported, OutputError
 
 torch = pytest.importorskip("torch")
@@ -214,6 +216,20 @@ def test_targets_narrow_and_may_name_heads_and_embeddings(tmp_path: Path) -> Non
         theirs = peft_of(model(LLAMA), tmp_path / "out")(TOKENS).logits
         ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
         assert torch.allclose(theirs, ours(TOKENS).logits, atol=1e-4)
+
+
+def test_the_command_takes_targets_between_commas_too(tmp_path: Path) -> None:
+    base = saved(LLAMA, tmp_path / "base")
+    fine = tuned(base, tmp_path / "fine", nudged("weight"))
+    command = ["extract", str(base), str(fine), "--rank", "2", "--rest", "drop", "--json"]
+    made = []
+    for number, targets in enumerate((("q_proj", "v_proj"), ("q_proj, v_proj",))):
+        options = [text for target in targets for text in ("--targets", target)]
+        out = ["--out", str(tmp_path / str(number))]
+        result = CliRunner().invoke(main, [*command, *options, *out])
+        assert result.exit_code == 0, result.output
+        made.append(json.loads(result.stdout)["result"]["modules"])
+    assert made[0] == made[1] and len(made[0]) == 4
 
 
 def test_the_manifest_tells_base_and_lineage(tmp_path: Path) -> None:

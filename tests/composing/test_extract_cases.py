@@ -19,10 +19,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import adapterhub as ah
 from adapterhub import formats
 from adapterhub.cli import main
-from adapterhub.composing import blas, checkpoints, window
-from adapterhub.composing.checkpoints import Pair
-from adapterhub.composing.saving import Wanted, is_target
-from adapterhub.errors import NotMergeable, NotSupported
+from adapterhub.composing import blas, window
+from adapterhub.composing.extracting import checkpoints
+from adapterhub.composing.extracting.checkpoints import Pair
+from adapterhub.composing.extracting.saving import Wanted, is_target
+from adapterhub.errors import InvalidBase, NotMergeable, NotSupported
 from adapterhub.tensorfile import ArrayTensor
 
 pytest.importorskip("transformers")
@@ -86,14 +87,14 @@ def test_a_convolution_keeps_its_kernel(tmp_path: Path) -> None:
 )
 def test_what_has_factors_unasked(shape: tuple[int, ...], kind: Any, is_one: bool) -> None:
     tensor: Any = ArrayTensor(np.zeros(shape, np.float32))
-    nobody: Any = None
     pair = Pair("features.0", "weight", kind, False, False, False, tensor, tensor)
-    assert is_target(pair, nobody, Wanted()) is is_one
-    assert not is_target(replace(pair, head=True), nobody, Wanted())
-    asked = is_target(replace(pair, head=True), nobody, Wanted(("features.0",)))
+    assert is_target(pair, Wanted()) is is_one
+    assert not is_target(replace(pair, head=True), Wanted())
+    asked = is_target(replace(pair, head=True), Wanted(("features.0",)))
     assert asked is (len(shape) > 1)
 
 
+@pytest.mark.slow
 def test_what_is_held_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, out, into, count = tmp_path / "base", 1024, 1024, 24
     base.mkdir()
@@ -155,11 +156,10 @@ def deltas_of_weights(adapter: object) -> dict[str, object]:
 
 
 def test_blas_gets_its_threads_back() -> None:
-    blas._libraries.cache_clear()  # torch may have come with one of its own since then
-
     def counts() -> set[int]:
         return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
 
+    blas._libraries.cache_clear()  # other tests load libraries that have a BLAS of their own
     with threadpool_limits(2, "blas"):
         before = counts()
         with blas.one_thread():
@@ -223,6 +223,41 @@ def test_modules_are_called_as_in_memory_whatever_the_files_say(tmp_path: Path) 
         assert report.left_out == []
         files.append((tmp_path / str(number) / "adapter_model.safetensors").read_bytes())
     assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("how", [{"rank": 2}, {"sparse": 0.1}])
+def test_a_difference_beyond_fp32_is_refused(tmp_path: Path, how: dict[str, float]) -> None:
+    base = saved(LLAMA, tmp_path / "base")
+    pair = [
+        tuned(base, tmp_path / str(value), lambda arrays, v=value: _filled(arrays, v))
+        for value in (3e38, -3e38)
+    ]
+    with pytest.raises(InvalidBase, match="so far apart"):
+        ah.extract(*pair, out=tmp_path / "out", **how)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def _filled(arrays: Arrays, value: float) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    arrays[name] = np.full_like(arrays[name], value)
+
+
+def test_a_scalar_that_changed_is_no_place_of_a_sparse_delta(tmp_path: Path) -> None:
+    base = saved(LLAMA, tmp_path / "base")
+
+    def scalar(arrays: Arrays, value: float) -> None:
+        nudged("k_proj.weight")(arrays)
+        arrays["model.layers.0.self_attn.q_proj.weight"] = np.array(value, np.float32)
+
+    old = tuned(base, tmp_path / "old", lambda arrays: scalar(arrays, 1.0))
+
+    def again(arrays: Arrays) -> None:
+        nudged("v_proj.weight")(arrays)
+        arrays["model.layers.0.self_attn.q_proj.weight"] = np.array(2.0, np.float32)
+
+    report = ah.extract(old, tuned(old, tmp_path / "new", again), sparse=1, out=tmp_path / "out")
+    assert report.saved == ["model.layers.0.self_attn.q_proj.weight"]
+    assert formats.read(tmp_path / "out").fatal == ()
 
 
 def test_a_head_that_is_tied_no_more_is_saved(tmp_path: Path) -> None:

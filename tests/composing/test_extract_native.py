@@ -34,6 +34,8 @@ def test_biases_only_are_bitfit(tmp_path: Path) -> None:
     reading = formats.read(tmp_path / "out")
     assert (reading.method, reading.format, reading.fatal) == ("bitfit", "native", ())
     assert len(report.saved) == 7 and report.modules == []
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert report.saved_bytes == sum(each.nbytes for each in written.values()) > 0
     found = merged(base, tmp_path / "out", tmp_path / "merged")
     for name, values in load_file(fine / "model.safetensors").items():
         assert found[name].tobytes() == values.tobytes(), name
@@ -65,6 +67,9 @@ def test_sparse_takes_the_largest_changes(tmp_path: Path, share: float) -> None:
     changes = {name: (new[name] - old[name]) for name in old}
     sizes = np.sort(np.abs(np.concatenate([c.reshape(-1) for c in changes.values()])))[::-1]
     number = min(int(np.ceil(share * len(sizes))), int((sizes > 0).sum()))
+    squares = np.square(sizes, dtype=np.float64)
+    assert report.elements == number and report.error is not None
+    assert np.isclose(report.error, np.sqrt(squares[number:].sum() / squares.sum()), atol=1e-9)
     found = merged(base, tmp_path / "out", tmp_path / "merged")
     for name, change in changes.items():
         kept = np.abs(change) >= sizes[number - 1]

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.composing import blocks, masks
+from adapterhub.composing import blocks
+from adapterhub.composing.methods import masks
 
 SHAPES = [(1, 1), (1, 40), (40, 1), (7, 13), (64, 5)]
 

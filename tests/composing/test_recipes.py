@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from adapterhub import api
 from adapterhub.cli import main
 from adapterhub.composing.cases import Case, Cases
+from adapterhub.composing.methods.table import method
 from adapterhub.composing.recipe import parse, read, recipe_of, to_yaml
 from adapterhub.composing.run import seed_of
-from adapterhub.composing.table import method
 from adapterhub.errors import AdapterHubError, BaseMismatch, InvalidOption, SchemaError
 from adapterhub.formats import read as read_adapter
 from adapterhub.registry import Registry
@@ -205,7 +205,7 @@ def test_a_recipe_s_base_is_known_by_its_digest(tmp_path: Path, registry: Regist
         ("!!python/object/apply:os.system [true]", "not valid YAML"),
         ("{" * 5000, "YAML|nested"),
         ("- " * 100_000, "larger than 64 KiB"),
-        ("\xff", "does not follow"),
+        ("\xff", "is no recipe"),
     ],
 )
 def test_what_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:

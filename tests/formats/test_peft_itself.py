@@ -187,6 +187,7 @@ def _tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_read_write_and_load_again(
     case: Case, made: tuple[nn.Module, PeftModel, Path], tmp_path: Path
 ) -> None:
@@ -212,6 +213,7 @@ def test_read_write_and_load_again(
     assert not torch.equal(outputs(loaded), outputs(base))
 
 
+@pytest.mark.slow
 def test_ranks_and_scalings_are_those_of_its_layers(
     case: Case, made: tuple[nn.Module, PeftModel, Path]
 ) -> None:

@@ -44,6 +44,7 @@ VALUES: tuple[Any, ...] = (
 FIELDS = sorted(lora.fields() | {"unknown"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", FIELDS)
 def test_any_value_of_a_field(peft_dir: Callable[..., Path], field: str) -> None:
     path = peft_dir()

@@ -202,6 +202,7 @@ def test_a_tensor_that_is_missing(models: Any, tmp_path: Path, case: str) -> Non
         assert refusal(models, case, changed(case, tmp_path / str(number), tensors=drop)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_tensors_of_other_shapes(models: Any, tmp_path: Path, case: str) -> None:
     for number, name in enumerate(names(case)):
@@ -217,6 +218,7 @@ def test_tensors_of_other_shapes(models: Any, tmp_path: Path, case: str) -> None
             assert refusal(models, case, path), (name, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("value", [np.nan, -np.inf, np.int64(3), np.bool_(True), np.complex64(1)])
 def test_values_that_are_no_weights(models: Any, tmp_path: Path, case: str, value: Any) -> None:

@@ -65,6 +65,7 @@ def test_a_payload_does_not_run(tmp_path: Path, wrap: Callable[[bytes], bytes]) 
     assert contents.look(tmp_path / "x.bin").others == ("a.multi_lora_b",)
 
 
+@pytest.mark.slow
 def test_a_pickle_of_a_million_strings(tmp_path: Path) -> None:
     content = {f"name.{i}": i for i in range(1_000_000)}
     (tmp_path / "x.bin").write_bytes(pickle.dumps(content, protocol=4))
@@ -82,6 +83,7 @@ DEEP = b"(" * 500_000
 LAUGHS = b"]" + b"q\x00" + b"".join(b"h\x00h\x00\x86q\x00" for _ in range(60_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [

@@ -190,6 +190,7 @@ TYPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TYPES)
 def test_any_value_of_any_field_of_any_type(peft_dir: Maker, row: Any) -> None:
     path = peft_dir({"q.x": np.ones((2, 2), np.float32)}, peft_type=row.peft_type)

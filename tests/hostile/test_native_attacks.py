@@ -117,7 +117,7 @@ def test_shapes_that_cannot_be(tmp_path: Path, shape: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["fishmask", "diff_pruning", "intrinsic_said"])
-@pytest.mark.parametrize("count", [90_000, 110_000])
+@pytest.mark.parametrize("count", [pytest.param(90_000, marks=pytest.mark.slow), 110_000])
 def test_shapes_of_a_hundred_thousand_others(tmp_path: Path, method: str, count: int) -> None:
     fields, arrays = METHODS[method]
     many = {f"m{n}.weight": [1] for n in range(count)}
@@ -125,6 +125,7 @@ def test_shapes_of_a_hundred_thousand_others(tmp_path: Path, method: str, count:
     assert "shapes" in refusal(path)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_factors(tmp_path: Path) -> None:
     many = {str(n): 2 for n in range(100_000)}
     path = save(tmp_path / "a", "adamix", {"reduction_factor": many}, SOUP)

@@ -254,6 +254,7 @@ def test_a_parent_that_is_stale(writer: Wire, repo: str) -> None:
     assert writer.file(repo, "b").code == "EntryNotFound"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_parent", [True, False])
 def test_a_hundred_commits_at_once(writer: Wire, repo: str, with_parent: bool) -> None:
     def one(number: int) -> tuple[int, str, str]:
@@ -377,6 +378,7 @@ def test_tokens_wrong_missing_revoked_read_only_and_of_another_namespace(
     assert writer.file(repo, "x").code == "EntryNotFound"
 
 
+@pytest.mark.slow
 def test_a_token_that_has_expired(hub: hubkit.Hub) -> None:
     brief = Wire(hub.url, hub.token("--read", "--expires", "4s"))
     assert brief.ask("GET", "/api/whoami-v2").status == 200

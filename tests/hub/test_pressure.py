@@ -37,6 +37,7 @@ def connected(hub: hubkit.Hub) -> socket.socket:
     return socket.create_connection((parts.hostname, parts.port), timeout=30)
 
 
+@pytest.mark.slow
 def test_bodies_that_never_end_take_no_memory(hub: hubkit.Hub) -> None:
     before = hub.anonymous_memory()
     head = f"POST /api/validate-yaml HTTP/1.1\r\nHost: x\r\nContent-Length: {4 * MIB}\r\n\r\n"
@@ -91,6 +92,7 @@ def writer_done(wire: Wire, repo: str) -> bool:
     return wire.ask("GET", f"/api/models/{repo}").status == 200
 
 
+@pytest.mark.slow
 def test_large_documents_do_not_hold_others_up(hub: hubkit.Hub) -> None:
     body = b'{"x":[' + b"1," * 2_000_000 + b"1]}"
     spans: list[tuple[float, float]] = []

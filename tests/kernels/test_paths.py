@@ -87,6 +87,7 @@ def by_numpy(case: Case, out_dtype: np.dtype, transposed: bool = False) -> np.nd
     return (merged.T if transposed else merged).reshape(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", [(50, 200), (7, 64), (400, 3), (1, 1000), (13, 129)], ids=str)
 def test_any_range_gives_the_same_bits(shape: tuple[int, int], transposed: bool) -> None:

@@ -3,11 +3,11 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import killing
 import pytest
 from building import (
     LLAMA,
@@ -131,55 +131,18 @@ def test_a_disk_that_is_really_full(
 
 # --- a process that dies ----------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from building import opened, source
-from adapterhub import merging as merge
-plan = merge.plan(opened(Path(sys.argv[2])), [source(Path(sys.argv[3]))])
-original = {(os, "fsync"), (os, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir")}
-original = {key: getattr(*key) for key in original if hasattr(*key)}
-left = 0
-
-def counting(action):
-    def call(*args, **kwargs):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return action(*args, **kwargs)
-    return call
-
-for (owner, name), action in original.items():
-    setattr(owner, name, counting(action))
-for n in range(1, 60):
-    child = os.fork()
-    if child == 0:
-        left = n
-        merge.run(plan, Path(sys.argv[4]) / f"out{n}")
-        os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
-        print(n)
-        break
-"""
-
 
 def test_a_merge_killed_at_any_step_leaves_nothing_or_everything(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
     results = tmp_path / "results"
     results.mkdir()
-    script = [sys.executable, "-W", "ignore", "-c", KILLED, str(Path(__file__).parent)]
-    done = subprocess.run(
-        [*script, base, adapter, results], capture_output=True, text=True, check=True
-    )
-    steps = int(done.stdout)
-    assert steps > 9
+    killed = killing.drive(Path(__file__).parent / "merge_driver.py", base, adapter, results)
+    assert killed > 8
     whole_ones = 0
-    for n in range(1, steps + 1):
-        out = results / f"out{n}"
-        partial = results / f"out{n}.partial"
+    for n in range(1, killed + 2):
+        out = results / str(n)
+        partial = results / f"{n}.partial"
         if out.exists():
             assert merge.differences(out) == [] and not partial.exists()
             whole_ones += 1

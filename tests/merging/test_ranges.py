@@ -114,8 +114,8 @@ def merged(plan: MergePlan, out: Path, threads: int = 2) -> str:
     return merge.run(plan, out, threads=threads).weights_root
 
 
-@pytest.mark.parametrize("threads", [1, 2, 7])
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2, 7])
+@pytest.mark.parametrize("dtype", [pytest.param(None, marks=pytest.mark.slow), "bfloat16"])
 def test_threads_and_shards_change_no_byte(
     two: tuple[Path, Path], tmp_path: Path, threads: int, dtype: str | None
 ) -> None:

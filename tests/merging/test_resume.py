@@ -270,6 +270,7 @@ merge.run(plan_of(Path(sys.argv[2]), Path(sys.argv[3])), Path(sys.argv[4]), resu
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_root(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:

@@ -271,6 +271,7 @@ def by_peft(path: Path, adapter: str) -> dict[str, Any]:
     return {key: value.double() for key, value in merged.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c3a", "fourierft", "miss", "miss-mini", "beft"])
 def test_what_adds_may_be_added_up(name: str, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.id == name)

@@ -16,6 +16,7 @@ CASES = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", sorted({case.partition("/")[0] for case in CASES}))
 def test_every_golden_adapter_with_its_base(home: Path, architecture: str, tmp_path: Path) -> None:
     base = GOLDEN / architecture / "base"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import killing
+import pytest
 import regkit
 
 from adapterhub import api
@@ -23,6 +23,7 @@ def state(registry: Registry) -> tuple[Any, ...]:
     return seen, [(row.name, row.digest, dict(row.tags), row.licence) for row in rows]
 
 
+@pytest.mark.slow
 def test_add_killed_before_every_step(tmp_path: Path) -> None:
     base = regkit.save_base(tmp_path / "minibert")
     adapter = regkit.save_adapter(tmp_path / "adapter")
@@ -34,14 +35,7 @@ def test_add_killed_before_every_step(tmp_path: Path) -> None:
     regkit.save_adapter(adapter, regkit.lora(5))
     (adapter / "README.md").write_text("---\nlicense: mit\n---\n")
     folder = tmp_path / "homes"
-    done = subprocess.run(
-        [sys.executable, HERE / "add_driver.py", template, folder, adapter, base],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    killed = int(done.stdout)
+    killed = killing.drive(HERE / "add_driver.py", template, folder, adapter, base)
     assert killed >= 15
     with api.open(folder / str(killed + 1)) as registry:
         new = state(registry)

@@ -239,6 +239,7 @@ def compiled(model: Any) -> Iterator[Any]:
         torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama/mam", "bert/late"])
 def test_what_was_compiled_before_is_compiled_anew(case: str, registry: Registry) -> None:
     model = model_of(case)

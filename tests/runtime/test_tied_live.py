@@ -94,6 +94,7 @@ def test_attached_it_computes_what_peft_computes(name: str, restore: str, tied: 
             tied.model.save_pretrained("nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_any_sequence_equals_the_merge_of_what_is_attached(seed: int, tied: Tied) -> None:
     dice = random.Random(seed)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
+import killing
 import storekit
 
 from adapterhub.store import Store, files
@@ -30,23 +30,22 @@ def scenario(store: Store, name: str) -> None:
         store.remove_name("a")
 
 
-def killed_at(home: Path, name: str, number: int, torn: bool) -> None:
-    calls = 0
+def changed(home: Path, name: str, number: int, torn: bool) -> None:
+    """`name`, killed at its `number`-th call; or within that write."""
 
     def half(fd: int, data: bytes) -> int:
         os.write(fd, bytes(data[: len(data) // 2]))
-        os.kill(os.getpid(), signal.SIGKILL)
+        killing.kill()
         return 0
 
+    def tear() -> None:
+        files._write = half
+
+    strike = killing.at(number, tear if torn else killing.kill)
+
     def hook(kind: str, path: Path) -> None:
-        nonlocal calls
-        calls += not torn or kind == "write"
-        if calls != number:
-            return
-        if torn:
-            files._write = half
-        else:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not torn or kind == "write":
+            strike()
 
     store = Store(home)
     store.names()
@@ -59,21 +58,7 @@ def main(template: Path, folder: Path, name: str, mode: str) -> None:
     shutil.copytree(template, first)
     with Store(first) as store:
         scenario(store, name)
-    for number in range(1, 200):
-        home = folder / str(number)
-        shutil.copytree(template, home)
-        child = os.fork()
-        if child == 0:
-            try:
-                killed_at(home, name, number, mode == "torn")
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            print(number - 1)
-            sys.exit(os.WEXITSTATUS(status))
-    sys.exit(2)
+    killing.every_step(folder, lambda home, n: changed(home, name, n, mode == "torn"), template)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import killing
 import pytest
 import storekit
 
@@ -62,10 +61,7 @@ def test_a_kill_before_any_call_leaves_the_old_or_the_new_state(
         old = seen(store)
     shutil.copytree(home, tmp_path / "whole")
     new = outcome_of(tmp_path / "whole", CHANGES[change])
-    command = [sys.executable, str(HERE / "crash_driver.py"), str(home), str(tmp_path)]
-    done = subprocess.run([*command, change, mode], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    kills = int(done.stdout)
+    kills = killing.drive(HERE / "crash_driver.py", home, tmp_path, change, mode)
     found = [check_after_kill(tmp_path / str(n), old, new) for n in range(1, kills + 1)]
     assert kills >= 2
     assert "old" in found

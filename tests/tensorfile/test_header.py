@@ -162,6 +162,7 @@ def test_what_is_accepted_the_library_accepts_alike(file: tuple[bytes, bytes]) -
     agree(build(*file))
 
 
+@pytest.mark.slow
 @given(files(), st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_changed_byte_is_refused_or_means_the_same(

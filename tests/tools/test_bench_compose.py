@@ -9,6 +9,7 @@ import bench_compose
 import pytest
 
 
+@pytest.mark.slow
 def test_it_extracts_and_compares_with_the_exact_svd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,14 +59,14 @@ def scenario(
     assert "Traceback" not in log
 
 
-# What transfers nothing, or through many processes; with Xet it is tried all the same.
+# What transfers nothing, or through many processes; slow tests try it all the same.
 OTHER = ["branches_and_tags", "pull_request", "command_line", "data_set", "settings_and_renaming"]
 
 
 @pytest.mark.parametrize(
     ("transfer", "without"),
-    [("xet", []), ("lfs", OTHER), pytest.param("lfs", [], marks=pytest.mark.slow)],
-    ids=["xet", "lfs-transfers", "lfs"],
+    [("lfs", OTHER), *(pytest.param(how, [], marks=pytest.mark.slow) for how in ("xet", "lfs"))],
+    ids=["lfs-transfers", "xet", "lfs"],
 )
 def test_the_installed_client(
     hub: hubkit.Hub, transfer: str, without: list[str], tmp_path: Path

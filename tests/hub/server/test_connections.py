@@ -87,6 +87,7 @@ def test_headers_that_do_not_come(guarded: str, first: bytes) -> None:
         assert time.monotonic() - began > 0.2
 
 
+@pytest.mark.slow
 def test_who_waits_between_requests_is_not_cut_off(guarded: str) -> None:
     with connected(guarded) as raw:
         for _ in range(2):
@@ -107,6 +108,7 @@ def test_a_slow_body_is_no_silence(guarded: str) -> None:
         assert answered(raw, b'"errors":[]')
 
 
+@pytest.mark.slow
 def test_who_does_not_read_is_cut_off(guarded: str, served: Served) -> None:
     served.repo("slow/reader", {"a.safetensors": bytes(20_000_000)})
     with connected(guarded) as raw:

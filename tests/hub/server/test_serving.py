@@ -56,6 +56,7 @@ def test_it_says_where_it_is_in_json(tmp_path: Path) -> None:
         assert document["result"] == {"url": hub.url, "home": str(tmp_path / "home")}
 
 
+@pytest.mark.slow
 def test_a_running_request_may_end(tmp_path: Path) -> None:
     """A commit whose body is still on its way when the server is told to stop."""
     with hubkit.serving(tmp_path / "home") as hub:
@@ -83,6 +84,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_other_machines_need_a_token(tmp_path: Path) -> None:
     home = tmp_path / "home"
     said = refused(home, "--host", "0.0.0.0", "--port", "0")
@@ -114,6 +116,7 @@ def test_other_machines_need_a_token(tmp_path: Path) -> None:
         assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_limits_that_were_asked_for(tmp_path: Path) -> None:
     with hubkit.serving(tmp_path / "home", "--max-file-size", "1MB", "--max-files", "3") as hub:
         wire = Wire(hub.url, hub.token())

@@ -7,12 +7,10 @@ Copies the home TEMPLATE to FOLDER/1, FOLDER/2 …, and prints how many copies w
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import sys
 from pathlib import Path
 
+import killing
 import statekit
 
 from adapterhub.hub.state.state import Hub
@@ -36,37 +34,17 @@ def scenario(hub: Hub, name: str) -> None:
         hub.repositories.delete(repository)
 
 
-def killed_at(home: Path, name: str, number: int) -> None:
-    calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
+def changed(home: Path, name: str, number: int) -> None:
+    """`name`, killed at its `number`-th call or statement."""
+    hook = killing.at(number)
     hub = Hub(Store(home))
-    files.HOOK = count
-    hub._database.connection().set_trace_callback(count)
+    files.HOOK = hook
+    hub._database.connection().set_trace_callback(hook)
     scenario(hub, name)
 
 
 def main(template: Path, folder: Path, name: str) -> None:
-    for number in range(1, 1000):
-        home = folder / str(number)
-        shutil.copytree(template, home)
-        child = os.fork()
-        if child == 0:
-            try:
-                killed_at(home, name, number)
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            print(number - 1)
-            sys.exit(os.WEXITSTATUS(status))
-    sys.exit(2)
+    killing.every_step(folder, lambda home, number: changed(home, name, number), template)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hub_crash_driver
+import killing
 import pytest
 import statekit
 
@@ -169,10 +170,7 @@ def test_a_kill_before_any_call_leaves_the_old_or_the_new_state(
     for empty in (home / "manifests" / "sha256").iterdir():
         empty.rmdir()  # 256 of them, to be copied again and again
     old = seen(home)
-    driver = [sys.executable, str(HERE / "hub_crash_driver.py"), str(home), str(tmp_path), change]
-    run = subprocess.run(driver, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    killed = int(run.stdout)
+    killed = killing.drive(HERE / "hub_crash_driver.py", home, tmp_path, change)
     with Store(home) as store, Hub(store) as hub:
         hub_crash_driver.scenario(hub, change)
     new = seen(home)

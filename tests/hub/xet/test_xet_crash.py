@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import sys
 import threading
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import killing
 import pytest
 from xetbuilding import FileEntry, Made, made, send, shard_of, some, whole
 
@@ -20,28 +20,6 @@ from adapterhub.hub.xet.xorbs import Space, Xorbs
 from adapterhub.store import Store, files
 
 MIB = 2**20
-
-
-def killed_at(step: int, work: Callable[[], object]) -> bool:
-    """Runs `work` in a process that dies at its `step`-th change of the disk; whether it died."""
-    child = os.fork()
-    if child == 0:
-        left = [step]
-
-        def count(kind: str, path: Path) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            files.HOOK = count
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
 
 
 def push(home: Path, xorbs: tuple[Made, ...], file: FileEntry, note: Path) -> None:
@@ -54,14 +32,20 @@ def push(home: Path, xorbs: tuple[Made, ...], file: FileEntry, note: Path) -> No
             register(store, space, shard_of(file), lambda digest, size: lines.write(digest))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, as only Linux does safely")
 def test_whatever_moment_it_is_killed_nothing_half_is_seen(tmp_path: Path) -> None:
     xorbs = (some(1, 500, 700), some(2, 900))
     file = whole(*xorbs)
     home = tmp_path / "home"
     Store(home).close()
-    step = 0
-    while killed_at(step, lambda: push(home, xorbs, file, tmp_path / "note")):
+
+    def pushed(step: int) -> None:
+        files.HOOK = killing.at(step)
+        push(home, xorbs, file, tmp_path / "note")
+
+    step = 1
+    while killing.died(partial(pushed, step)):
         step += 1
         with Store(home) as store:
             whole_or_absent(store, Xorbs(home / "xet").space("7"), xorbs, file)
@@ -72,7 +56,7 @@ def test_whatever_moment_it_is_killed_nothing_half_is_seen(tmp_path: Path) -> No
         shutil.rmtree(home / "xet")
         for path in (tmp_path / "note", tmp_path / "again", blob(home, file)):
             path.unlink(missing_ok=True)
-    assert step > 18
+    assert step > 19
     assert (tmp_path / "note").read_text() == file.digest
 
 

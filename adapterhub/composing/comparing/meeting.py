@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adapterhub.composing.factored import Factors, Matrix, stacked
-from adapterhub.composing.figures import Delta as Known
-from adapterhub.composing.figures import DenseDelta, low_rank
+from adapterhub.composing.comparing.figures import Delta as Known
+from adapterhub.composing.comparing.figures import DenseDelta, low_rank
+from adapterhub.composing.factored import Factors, Matrix, finite, stacked
 from adapterhub.composing.inputs import Input
-from adapterhub.composing.sites import Term, read, sites
+from adapterhub.composing.sites import Term, read, refuse_empty, sites
 from adapterhub.errors import NotMergeable
 from adapterhub.methods import BiasDelta, Delta, Meaning
 
@@ -71,12 +71,9 @@ class Addition:
         return DenseDelta(total, 1.0)
 
     def _values(self, part: Delta | BiasDelta) -> Matrix:
-        values = np.asarray(part.value.read(), np.float32)
-        if not np.isfinite(values).all():
-            raise NotMergeable(
-                f"{self.module} has a delta with values that are NaN or infinite",
-                remedy="this adapter diverged in training; take an earlier checkpoint",
-            )
+        values = finite(
+            np.asarray(part.value.read(), np.float32), f"{self.module} has a delta with"
+        )
         return values.reshape(self.form.shape)
 
 
@@ -142,6 +139,7 @@ def _additions(number: int, source: Input, meaning: Meaning) -> dict[str, Additi
         if isinstance(part, Delta | BiasDelta):
             bias = isinstance(part, BiasDelta) or part.parameter == "bias"
             name = f"{part.module}.bias" if bias else part.module
+            refuse_empty(part.module, part.value.shape)
             form = _form(part.value.shape)
             known = found.get(name, Addition(number, part.module, form))
             _check(known, form)

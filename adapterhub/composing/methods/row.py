@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from adapterhub.composing.cases import checked
 from adapterhub.composing.factored import Factors, Matrix
-from adapterhub.composing.parameters import Parameter
+from adapterhub.composing.methods.parameters import Parameter
 from adapterhub.errors import InvalidOption
 
 
@@ -78,7 +78,7 @@ class OnDense(Protocol):
 @dataclass(frozen=True)
 class Method:
     """`kind`: what it works on; "tensors" is for adapters that have no factors, by `tensorwise`.
-    `function`: its name in the module `file` of this room.
+    `function`: its name in the module `file` of this room; "tensors" have none.
 
     `exact`: its result has the same bits on every machine, if it is not truncated. `inputs`: how
     few and how many adapters it takes. `averages`: the weights are divided by their sum.
@@ -92,8 +92,8 @@ class Method:
     title: str
     paper: str | None
     kind: Literal["factors", "dense", "tensors"]
-    file: str
-    function: str
+    file: str = ""
+    function: str = ""
     parameters: tuple[Parameter, ...] = ()
     exact: bool = False
     averages: bool = False
@@ -106,20 +106,26 @@ class Method:
     note: str = field(default="")
 
     @property
+    def adds_up(self) -> bool:
+        """Whether the result is the sum of the weighted deltas, of whatever kind they are."""
+        return self.function == "total"
+
+    @property
     def apply(self) -> Any:
         """An OnFactors or an OnDense, by `kind`."""
         return self._named(self.function)
 
     def _named(self, name: str) -> Any:
-        return getattr(importlib.import_module(f"adapterhub.composing.{self.file}"), name)
+        return getattr(importlib.import_module(f"adapterhub.composing.methods.{self.file}"), name)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with defaults. Raises InvalidOption for unknown ones and wrong values."""
         known = {parameter.name: parameter for parameter in self.parameters}
-        if unknown := sorted(given.keys() - known.keys()):
-            has = ", ".join(known) or "none"
+        if unknown := sorted(map(str, given.keys() - known.keys())):
+            has = ", ".join(known)
             raise InvalidOption(
-                f"{self.name} has no parameter {unknown[0]!r}", remedy=f"its parameters: {has}"
+                f"{self.name} has no parameter {unknown[0]!r}",
+                remedy=f"its parameters: {has}" if has else "leave it away: it has none",
             )
         return {
             name: checked(given[name], parameter.check) if name in given else parameter.default
@@ -132,6 +138,7 @@ class Method:
             self._named(self.check)(settings, weights)
 
     def check_count(self, count: int) -> None:
+        """Raises InvalidOption for fewer or more adapters than it takes."""
         few, many = self.inputs
         if count < few or (many is not None and count > many):
             wanted = (

@@ -1,7 +1,7 @@
 """Base + fine-tuned checkpoint → an adapter: what a training did, as a LoRA and whole tensors.
 
 The delta of each weight, fp32(fine-tuned) − fp32(base), is truncated by itself, √S on either
-factor. Both checkpoints are read by blocks, and the deltas of a few modules are in memory.
+factor, in fp32. Both checkpoints are read by blocks, and the deltas of a few modules are in memory.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.adapter import BaseClaim
+from adapterhub.adapter import REPLACE, BaseClaim
 from adapterhub.base import Base
 from adapterhub.composing.building import Parts, lora
-from adapterhub.composing.checkpoints import Checkpoints, Pair, checkpoints
-from adapterhub.composing.methods import Made
-from adapterhub.composing.native import biases, sparse
-from adapterhub.composing.result import ModuleReport, total_error
-from adapterhub.composing.run import Composed, finished, seed_of
-from adapterhub.composing.saving import (
+from adapterhub.composing.extracting.checkpoints import Checkpoints, Pair, checkpoints
+from adapterhub.composing.extracting.native import biases, sparse
+from adapterhub.composing.extracting.saving import (
     REST,
     SAVE,
     Found,
@@ -30,10 +27,14 @@ from adapterhub.composing.saving import (
     saved_fields,
     settle_rest,
 )
-from adapterhub.composing.sites import Site
+from adapterhub.composing.factored import check_share
+from adapterhub.composing.methods.row import Made
+from adapterhub.composing.result import ModuleReport, total_error
+from adapterhub.composing.run import Composed, finished, sketch_seed
+from adapterhub.composing.sites import of_weight
 from adapterhub.composing.sizing import Sizing
 from adapterhub.composing.sketch import truncated
-from adapterhub.composing.window import in_order
+from adapterhub.composing.window import Progress, in_order
 from adapterhub.composing.writing import Artefact, check_target, deliver
 from adapterhub.errors import BaseMismatch, InvalidOption, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode
@@ -41,8 +42,6 @@ from adapterhub.registry import Registry, manifests
 from adapterhub.registry.bases import short_name
 from adapterhub.registry.hubcache import repository
 from adapterhub.registry.opening import opened
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,11 @@ class Extraction:
         if ranks + self.biases_only + (self.sparse is not None) != 1:
             raise InvalidOption(
                 "say what to extract",
-                remedy="one of rank and energy (a LoRA), biases only, and sparse",
+                remedy="one of --rank 16 or --energy 0.9 (a LoRA), --biases-only, --sparse 0.01",
             )
         if ranks:
             Sizing(self.rank, self.energy)
-        if self.sparse is not None and not 0 < self.sparse <= 1:
-            raise InvalidOption(f"sparse {self.sparse}", remedy="a share above 0, at most 1")
+        check_share("sparse", self.sparse)
         if self.rest not in REST:
             raise InvalidOption(f"rest is {self.rest!r}", remedy=f"one of {', '.join(REST)}")
         if self.targets and not ranks:
@@ -87,8 +85,9 @@ class Extracted:
     """What was made: `version` (`name@sha256:…`) or `out`, one of them None.
 
     `modules`: those with factors, and what their rank loses; `error`: of all of them together.
-    `saved`: tensors kept whole, `dropped`: tensors that changed and were left out as asked,
-    `left_out`: of the base's own head, `unchanged`: how many tensors are the base's.
+    `elements`: how many there are of a sparse delta, whose `error` is that of all that changed.
+    `saved`: tensors kept whole, of `saved_bytes` together; `dropped`: tensors that changed and were
+    left out as asked; `left_out`: of the base's own head; `unchanged`: how many are the base's.
     """
 
     version: str | None
@@ -96,7 +95,9 @@ class Extracted:
     method: str
     modules: list[ModuleReport]
     error: float | None
+    elements: int | None
     saved: list[str]
+    saved_bytes: int
     dropped: list[str]
     left_out: list[str]
     unchanged: int
@@ -132,7 +133,8 @@ def extract(
 
     Raises InvalidOption, BaseMismatch, NotSupported, OutputError; nothing is written then.
     """
-    options = Extraction(rank, energy, biases_only, sparse, tuple(targets), rest)
+    narrowed = (targets,) if isinstance(targets, str) else tuple(targets)
+    options = Extraction(rank, energy, bool(biases_only), sparse, narrowed, rest)
     check_target(name, out)
     with opened(registry) as reg:
         old, new = reg.base.resolve(base), reg.base.resolve(finetuned)
@@ -142,22 +144,27 @@ def extract(
         hashing, comparing = on_plan(total) if on_plan else (None, None)
         roots = old.weights_root(reg.cache, hashing), new.weights_root(reg.cache, hashing)
         if roots[0] == roots[1]:
-            raise NotSupported("the two checkpoints hold the same weights", remedy="give two")
+            raise NotSupported(
+                "the two checkpoints hold the same weights",
+                remedy="name the base, then what was fine-tuned from it",
+            )
         found = _found(both, options, comparing or _nobody)
-        for each in (old, new):
-            each.check_unchanged()
         made = Artefact(found.adapter, _record(old, roots[0]), _lineage(options, roots))
-        version = deliver(made, name, out, reg, list(roots))
+        inputs = [str(base), str(finetuned)]
+        version = deliver(made, name, out, reg, inputs, both.check_unchanged)
         return Extracted(
             version=version,
             out=None if out is None else str(out),
             method=found.adapter.method,
-            modules=[
-                ModuleReport(one.site.name, 1, one.rank, one.cut.error if one.cut else None)
-                for one in found.composed
-            ],
-            error=total_error(found.composed),
+            modules=[ModuleReport.of(one, inputs=1) for one in found.composed],
+            error=found.error if found.elements else total_error(found.composed),
+            elements=found.elements,
             saved=list(found.saved),
+            saved_bytes=sum(
+                tensor.nbytes
+                for _, role, tensor in found.adapter.tensors()
+                if role.startswith(REPLACE)
+            ),
             dropped=list(found.dropped),
             left_out=list(both.left_out),
             unchanged=len(both.pairs) - found.changed,
@@ -198,7 +205,7 @@ def _found(both: Checkpoints, options: Extraction, progress: Progress) -> Found:
 
 
 def _lora(both: Checkpoints, options: Extraction, claim: BaseClaim, progress: Progress) -> Found:
-    targets = [pair for pair in both.pairs if is_target(pair, both, options.wanted)]
+    targets = [pair for pair in both.pairs if is_target(pair, options.wanted)]
     _refuse_unused(options.targets, both.pairs)
     names = {pair.name for pair in targets}
     others = [pair for pair in both.pairs if pair.name not in names]
@@ -243,36 +250,24 @@ def _composed(
     for pair, done in in_order(targets, lambda pair: _truncated(pair, options), _held):
         if done is not None:
             yield done
-        progress(_bytes(pair))
+        progress(pair.nbytes)
 
 
 def _held(pair: Pair) -> int:
     return 4 * math.prod(pair.new.shape)
 
 
-def _bytes(pair: Pair) -> int:
-    return pair.new.nbytes + (pair.old.nbytes if pair.old else 0)
-
-
 @default_float_mode()
 def _truncated(pair: Pair, options: Extraction) -> Composed | None:
     """None where nothing changed."""
-    site, delta = _site(pair), pair.delta()
+    site = of_weight(pair.module, pair.shape, embedding=pair.kind == "Embedding")
+    delta = pair.delta()
     if delta is None:
         return None
     turned = delta.T if pair.transposed or site.layout == "embedding" else delta
     matrix = turned.reshape(site.shape)
-    found, cut = truncated(matrix, options.rank, options.energy, seed_of(0, site.name, 0))
+    found, cut = truncated(matrix, options.rank, options.energy, sketch_seed(site.name, 0))
     return finished(site, [Made(found.factors().single())], [cut])
-
-
-def _site(pair: Pair) -> Site:
-    shape = pair.shape
-    if pair.kind == "Embedding":
-        roles = ("lora_embedding_A", "lora_embedding_B")
-        return Site(pair.module, None, "embedding", (shape[1], shape[0]), (), 0, roles, ())
-    sides, roles = (shape[0], math.prod(shape[1:])), ("lora_A", "lora_B")
-    return Site(pair.module, None, "linear", sides, shape[2:], 0, roles, ())
 
 
 def _targets(done: Sequence[Composed], pairs: Sequence[Pair]) -> list[str]:

@@ -3,7 +3,8 @@
 The ranks add up. Only elements of B are multiplied, each rounded once to fp32, so that the result
 has the same bits everywhere; where all inputs have one scale, it stays the scale of the result, and
 a weight of 1 changes no bit at all. Task arithmetic (https://arxiv.org/abs/2212.04089) is this sum
-with weights of either sign.
+with weights of either sign; an average is the sum divided by the weights of all inputs, of which
+one that leaves a module alone adds zeros to it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from adapterhub.composing.factored import Factors, stacked
-from adapterhub.composing.methods import Delta, Given, Made
+from adapterhub.composing.methods.row import Delta, Given, Made
 
 
 def total(deltas: Sequence[Delta], given: Given) -> Made:
+    """Σ wᵢ·sᵢ·Bᵢ·Aᵢ: b (out, Σ ranks) and a (Σ ranks, in), fp32, and one scale."""
     scale = _common(deltas)
     terms = [_weighted(delta, delta.weight * delta.scale / scale) for delta in deltas]
     return Made(stacked(terms), scale)

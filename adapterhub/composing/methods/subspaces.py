@@ -9,7 +9,9 @@ matrix whose sides are ranks, after QR of the factors. All in fp64. How a user's
 - Iso-C: wᵢ scales the delta in the sum. With one weight c for all, the result is c times that of
   weights of 1, as with the papers' one factor α.
 
-A delta of zeros, or of weight 0, counts as absent: neither takes a share of anything.
+A delta of zeros, or of weight 0, counts as absent: neither takes a share of anything. Biases of
+lora_B have no directions: KnOTS refuses them, with the others they add up by the weights (the
+authors' code takes the mean of vectors).
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapterhub.composing.factored import Factors, Matrix, stacked, svd
-from adapterhub.composing.methods import Delta, Given, Made
+from adapterhub.composing.methods.row import Delta, Given, Made
 from adapterhub.errors import NotMergeable
 
 # Files have fp32: what is smaller than this share of the largest singular value, or of the size of
 # the factors in fp64, is their rounding and no direction of its own.
 ROUNDING, NOTHING = 2.0**-20, 2.0**-44
+NOISE = 2.0**-40  # an element that small against the largest singular value is 0 but for rounding
 DRAW = 2.0**-30  # a sum that small against its terms is 0 but for rounding: it elects no sign
 
 
@@ -37,7 +40,8 @@ def knots_ties(deltas: Sequence[Delta], given: Given) -> Made:
     wᵢ·xᵢ that have it is taken; U times that is the result.
 
     As in the authors' own runs (`s_on_V`), Σ stands on the side of V, where large directions count
-    as large. Trimmed is each matrix by itself, not all of a model in one; a draw elects nobody.
+    as large. Trimmed is each matrix by itself, not all of a model in one; a draw elects nobody
+    (in the authors' code the sign of most elements), and who is 0 but for rounding has no voice.
     """
     shared = _shared(deltas)
     if shared is None:
@@ -186,9 +190,11 @@ def _shared(deltas: Sequence[Delta]) -> _Shared | None:
     rank = _rank(s)
     ends = np.cumsum([middle.shape[1] for middle in middles])[:-1]
     parts = np.split(s[:rank, None] * vt[:rank], ends, axis=1)
-    weighted = [
-        one.weight * (part @ p.T) for one, part, (p, _) in zip(present, parts, sides, strict=True)
-    ]
+    weighted = []
+    for one, part, (p, _) in zip(present, parts, sides, strict=True):
+        seen = part @ p.T
+        seen[np.abs(seen) <= NOISE * s[0]] = 0  # where it adds nothing, it has no voice in a mean
+        weighted.append(one.weight * seen)
     return _Shared(q @ u[:, :rank], s[:rank], weighted, [one.number for one in present])
 
 

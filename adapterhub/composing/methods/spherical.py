@@ -1,18 +1,23 @@
 """Two deltas on the arc between them: slerp of the whole matrix, or of each of its rows or columns.
 
 Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985. The lengths are not made equal:
-as in mergekit, the coefficients of directions are put on the deltas themselves.
+as in mergekit, the coefficients of directions are put on the deltas themselves. mergekit's slerp
+does so with whole weights, between which there is hardly an angle; its nuslerp, with a base model,
+with deltas as here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from adapterhub.composing.blocks import blocks, each
 from adapterhub.composing.factored import Matrix
-from adapterhub.composing.methods import Given
+from adapterhub.composing.methods.row import Given
+from adapterhub.errors import InvalidOption
 
 _ALIKE = 0.9995  # mergekit's, for slerp
 _FLAT = 1 - 2.0**-25  # no cosine in fp32, which mergekit computes in, lies between this and 1
@@ -31,7 +36,7 @@ def slerp(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matri
 
 
 def nuslerp(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
-    """slerp with t = w₁ / (w₀ + w₁), or ½ where they add up to 0; vᵢ = Δᵢ.
+    """slerp with t = w₁ / (w₀ + w₁), or ½ where |w₀ + w₁| < 10⁻⁶; vᵢ = Δᵢ.
 
     mergekit's: https://github.com/arcee-ai/mergekit. Weights of two signs extrapolate. With
     `nuslerp_flatten` a matrix is one vector, otherwise each row (the weights into one output) is
@@ -46,6 +51,14 @@ def nuslerp(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Mat
     if not given.parameters["nuslerp_flatten"]:
         axis = 0 if given.parameters["nuslerp_row_wise"] else 1
     return _arc(deltas, pair, (1.0, 1.0), t, _FLAT, axis)
+
+
+def check_sum(settings: Mapping[str, Any], weights: Sequence[float]) -> None:
+    """Raises InvalidOption where the weights' sum, of which one is to be a share, overflows."""
+    if not math.isfinite(sum(weights)):
+        raise InvalidOption(
+            "the weights are too large to be added up", remedy="give smaller weights"
+        )
 
 
 def _pair(deltas: Sequence[Matrix], given: Given) -> tuple[Matrix | None, Matrix | None]:

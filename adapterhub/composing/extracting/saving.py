@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from adapterhub.adapter import REPLACE, Adapter
-from adapterhub.composing.checkpoints import Checkpoints, Pair
+from adapterhub.composing.extracting.checkpoints import Checkpoints, Pair
 from adapterhub.composing.run import Composed
+from adapterhub.composing.window import Progress
 from adapterhub.errors import NotMergeable
 from adapterhub.formats.peft import TASKS, labels_of
 from adapterhub.registry.fit import LABELLED
@@ -19,7 +20,6 @@ SAVE, REFUSE, DROP = "save", "refuse", "drop"
 REST = (SAVE, REFUSE, DROP)
 BIAS = f"{REPLACE}bias"
 _LINEAR = ("Linear", "Conv1D", "Conv1d", "Conv2d", "Conv3d")
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class Wanted:
     rest: str = SAVE
 
     def takes(self, module: str) -> bool:
+        """Whether one of the targets means it."""
         return any(
             f".{module}".endswith(f".{target}") or fnmatchcase(module, target)
             for target in self.targets
         )
 
 
-def is_target(pair: Pair, both: Checkpoints, wanted: Wanted) -> bool:
+def is_target(pair: Pair, wanted: Wanted) -> bool:
     """Whether it has a low rank if it changed: a linear layer or convolution of the bare model.
 
     A head or an embedding is one where it is named. An architecture that nobody knows has only the
@@ -66,13 +67,18 @@ class Rest:
 
 @dataclass(frozen=True)
 class Found:
-    """An adapter of what changed, and what became of every tensor. `changed`: how many did."""
+    """An adapter of what changed, and what became of every tensor. `changed`: how many did.
+
+    `composed`: of a LoRA. `elements`: of a sparse delta, and `error`: ‖Δ − kept‖ / ‖Δ‖.
+    """
 
     adapter: Adapter
     saved: tuple[str, ...]
     dropped: tuple[str, ...]
     changed: int
     composed: tuple[Composed, ...] = ()
+    elements: int | None = None
+    error: float | None = None
 
 
 def settle_rest(pairs: Sequence[Pair], wanted: Wanted, progress: Progress) -> Rest:
@@ -81,7 +87,7 @@ def settle_rest(pairs: Sequence[Pair], wanted: Wanted, progress: Progress) -> Re
     for pair in pairs:
         if pair.differs():
             changed.append(pair)
-        progress(pair.new.nbytes + (pair.old.nbytes if pair.old else 0))
+        progress(pair.nbytes)
     if wanted.rest == DROP:
         return Rest({}, (), tuple(sorted(pair.name for pair in changed)), len(changed), False)
     odd = [pair for pair in changed if wanted.rest != SAVE or not _can_be_saved(pair)]

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from adapterhub.adapter import REPLACE
 from adapterhub.base import Base
-from adapterhub.composing import comparison, sites
-from adapterhub.composing import plot as picture
-from adapterhub.composing.beside import Weights
-from adapterhub.composing.comparison import Bases, Compared, Comparison, Measured, Pair
+from adapterhub.composing import sites
+from adapterhub.composing.comparing import comparison
+from adapterhub.composing.comparing import plot as picture
+from adapterhub.composing.comparing.beside import Weights
+from adapterhub.composing.comparing.comparison import Bases, Compared, Comparison, Measured, Pair
+from adapterhub.composing.comparing.figures import Delta, Meeting, Signs, meet, sampled, signs
+from adapterhub.composing.comparing.meeting import Place, places
 from adapterhub.composing.converting import ADDED_BY_PEFT, summed
-from adapterhub.composing.figures import Delta, Meeting, Signs, meet, sampled, signs
-from adapterhub.composing.inputs import Input, compared_bases, input_of
-from adapterhub.composing.meeting import Place, places
-from adapterhub.composing.window import in_order
+from adapterhub.composing.inputs import Input, check_unchanged, compared_bases, input_of
+from adapterhub.composing.window import Progress, in_order
 from adapterhub.errors import InvalidOption, NotMergeable, NotSupported
 from adapterhub.kernels.floatmode import default_float_mode
 from adapterhub.methods import (
@@ -40,7 +41,6 @@ from adapterhub.registry.naming import Naming
 from adapterhub.registry.opening import opened
 from adapterhub.registry.shaped import settled
 
-Progress = Callable[[int], None]
 _NO_SUM = {
     Transform: "what it does to a weight is no sum",
     Replacement: "it is saved whole",
@@ -63,9 +63,9 @@ def compare(
 
     `adapters`: refs or paths. `base`: a BASE, for norms relative to its weights; by default the
     registered one with the weights_root that an adapter records. `exact`: compare the signs of all
-    elements, not of a sample of rows. `plot`: a file for the picture, .png, .svg or .pdf, which
-    needs the extra `plot`. `on_plan` is told how many modules there are, and may return a function
-    that is told of modules done.
+    elements, not of a sample (see `figures.sampled`). `plot`: a file for the picture, .png, .svg or
+    .pdf, which needs the extra `plot`. `on_plan` is told how many modules there are, and may return
+    a function that is told of modules done.
 
     Adapters of different bases are compared all the same, and the result says so. Raises
     InvalidOption for fewer than two, NotSupported where the method of one does not add to weights,
@@ -78,6 +78,7 @@ def compare(
     with opened(registry) as reg:
         inputs = [input_of(reg.load(each, allow_pickle=allow_pickle)) for each in adapters]
         found = compared(inputs, _bases(reg, inputs, base), exact=exact, on_plan=on_plan)
+        check_unchanged(inputs)
     if plot is not None:
         picture.write(found, Path(plot))
     return found
@@ -302,8 +303,8 @@ def _measured(sides: Sequence[_Side], place: Place, exact: bool) -> Measured:
         for one, other in meetings:
             meetings[one, other].append(meet(deltas[one], deltas[other]))
         if meetings:
-            rows = sampled(place.form.shape, exact=exact)
-            for pair, counted in signs(deltas, rows).items():
+            grid = sampled(place.form.shape, exact=exact)
+            for pair, counted in signs(deltas, *grid).items():
                 found[pair].append(counted)
     return Measured(
         module=place.name,

@@ -58,10 +58,16 @@ class Pair:
         """(out, in, *kernel), as the formula has it."""
         return self.new.shape[::-1] if self.transposed else self.new.shape
 
+    @property
+    def nbytes(self) -> int:
+        """Of both tensors."""
+        return self.new.nbytes + (self.old.nbytes if self.old else 0)
+
     def delta(self) -> Matrix | None:
         """new − old in fp32, as it is stored; None where they have the same values.
 
-        Raises NotSupported for other dtypes than FLOATS, InvalidBase for NaN and infinity.
+        Raises NotSupported for other dtypes than FLOATS, InvalidBase for NaN and infinity, also
+        where two finite values are so far apart.
         """
         found: Matrix | None = None
         for rows, old, new in self._unequal():
@@ -71,13 +77,14 @@ class Pair:
                     remedy=f"give checkpoints in {', '.join(FLOATS)}",
                 )
             change = _single(new, old.size)
-            change -= _single(old, old.size)
+            with np.errstate(over="ignore", invalid="ignore"):
+                change -= _single(old, old.size)
             self._refuse_infinite(change)
             if found is None and change.any():
-                found = np.zeros(self.new.shape, np.float32)
+                found = np.zeros(self.new.shape or (1,), np.float32)
             if found is not None:
                 found[rows] = change.reshape(found[rows].shape)
-        return found
+        return None if found is None else found.reshape(self.new.shape)
 
     def differs(self) -> bool:
         """Whether any value does; what the base lacks differs."""
@@ -96,7 +103,7 @@ class Pair:
     def _refuse_infinite(self, values: Matrix) -> None:
         if not np.isfinite(values).all():
             raise InvalidBase(
-                f"{self.name} holds values that are NaN or infinite",
+                f"{self.name} holds values that are NaN or infinite, or are so far apart",
                 remedy="check both checkpoints: adapterhub merge would refuse them too",
             )
 
@@ -178,11 +185,16 @@ class Checkpoints:
         if wrong:
             raise BaseMismatch(
                 f"{self.tuned.path} is not fine-tuned from the base {self.base.path}: their "
-                f"structures differ in {len(wrong)} places",
+                "structures differ",
                 details=wrong,
                 remedy="give the base that it was fine-tuned from",
             )
         return tuple(found)
+
+    def check_unchanged(self) -> None:
+        """Raises InvalidBase where a file of either is not the one that was opened."""
+        for each in (self.base, self.tuned):
+            each.check_unchanged()
 
     @property
     def known(self) -> ModelClass | None:
@@ -278,4 +290,5 @@ def _name(module: str, parameter: str) -> str:
 
 
 def checkpoints(base: Base, tuned: Base) -> Checkpoints:
+    """The two, with the tensors that each shares under all their names."""
     return Checkpoints(base.in_memory(base.model_class), tuned.in_memory(tuned.model_class))

@@ -34,7 +34,7 @@ class Largest:
 
     def mask(self, rows: slice, values: Matrix) -> Matrix:
         """True where an element is among the largest. `values`: those of the block `rows`."""
-        bits = _bits(values)
+        bits = magnitudes(values)
         if self.ties is None:
             return bits >= self.key
         kept = bits > self.key
@@ -49,13 +49,13 @@ def largest(shape: tuple[int, ...], values: Values, count: int) -> Largest:
         return Largest(0)
     if count <= 0:
         return Largest(1 << 31)
-    upper, rest, _ = _place(_histogram(shape, values, None), count)
-    lower, needed, equal = _place(_histogram(shape, values, upper), rest)
+    upper, rest, _ = place(_histogram(shape, values, None), count)
+    lower, needed, equal = place(_histogram(shape, values, upper), rest)
     key = upper * _HALF + lower
     return Largest(key, None if needed == equal else _quotas(shape, values, key, needed))
 
 
-def _bits(values: Matrix) -> Matrix:
+def magnitudes(values: Matrix) -> Matrix:
     """Those of |x|, as integers that have its order."""
     return np.ascontiguousarray(values, np.float32).view(np.uint32) & np.uint32(0x7FFFFFFF)
 
@@ -65,7 +65,7 @@ def _histogram(shape: tuple[int, ...], values: Values, upper: int | None) -> Mat
     counts, lock = np.zeros(_HALF, np.int64), Lock()
 
     def work(rows: slice) -> None:
-        bits = _bits(values(rows)).reshape(-1)
+        bits = magnitudes(values(rows)).reshape(-1)
         halves = bits >> 16
         if upper is not None:
             halves = bits[halves == upper] & np.uint32(_HALF - 1)
@@ -77,17 +77,17 @@ def _histogram(shape: tuple[int, ...], values: Values, upper: int | None) -> Mat
     return counts
 
 
-def _place(counts: Matrix, rank: int) -> tuple[int, int, int]:
+def place(counts: Matrix, rank: int) -> tuple[int, int, int]:
     """Where the `rank`-th largest lies, its rank among those there, and how many they are."""
     above = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(above, rank))
-    there = int(counts[::-1][place])
-    return len(counts) - 1 - place, rank - int(above[place]) + there, there
+    at = int(np.searchsorted(above, rank))
+    there = int(counts[::-1][at])
+    return len(counts) - 1 - at, rank - int(above[at]) + there, there
 
 
 def _quotas(shape: tuple[int, ...], values: Values, key: int, needed: int) -> dict[int, int]:
     """How many of the elements at `key` each block keeps: the first `needed` of all."""
-    found = each(shape, lambda rows: int(np.count_nonzero(_bits(values(rows)) == key)))
+    found = each(shape, lambda rows: int(np.count_nonzero(magnitudes(values(rows)) == key)))
     quotas = {}
     for rows, here in zip(blocks(shape), found, strict=True):
         quotas[rows.start] = min(here, needed)
@@ -192,7 +192,7 @@ def _limits(shares: Matrix) -> Matrix:
 def _ranks(block: Matrix) -> Matrix:
     """Of each element in its row, by ascending magnitude."""
     count, columns = block.shape
-    keys = _bits(block).astype(np.uint64) << 32
+    keys = magnitudes(block).astype(np.uint64) << 32
     keys |= np.arange(columns, dtype=np.uint64)
     keys.sort(axis=1)
     keys &= np.uint64(0xFFFFFFFF)

@@ -11,7 +11,7 @@ import numpy as np
 
 from adapterhub.adapter import Adapter
 from adapterhub.base import Base
-from adapterhub.composing.meeting import Addition
+from adapterhub.composing.comparing.meeting import Addition
 from adapterhub.errors import BaseMismatch, NotMergeable
 from adapterhub.methods import BiasDelta, Delta, LowRank, Meaning
 from adapterhub.registry.naming import Naming

@@ -7,7 +7,9 @@ even `peft_linear` is far from the sum, and stands here for results that PEFT ga
 
 TIES elects signs before the weights (https://arxiv.org/abs/2306.01708), DARE divides by the density
 (https://arxiv.org/abs/2311.03099); one adapter alone is only scaled, as in PEFT. Not PEFT's: chance
-is that of a seed; rsLoRA's scale counts once and lora_bias is added, which PEFT gets wrong.
+is that of a seed and of an input's place; one element at least stays; rsLoRA's scale counts once,
+and lora_bias is added by the weights, which PEFT gets wrong: it is refused beside elected signs,
+whose mean is no sum.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from adapterhub.composing import masks
 from adapterhub.composing.blocks import each, scale
 from adapterhub.composing.factored import Factors, Matrix
-from adapterhub.composing.methods import Delta, Given, Made
+from adapterhub.composing.methods import masks
+from adapterhub.composing.methods.row import Delta, Given, Made
 
 Prune = Callable[[Matrix, float, int, int], None]
 Join = Callable[[Sequence[Matrix], Sequence[float], Given], None]
@@ -35,18 +37,22 @@ def linear(deltas: Sequence[Delta], given: Given) -> Made:
 
 
 def ties(deltas: Sequence[Delta], given: Given) -> Made:
+    """TIES (https://arxiv.org/abs/2306.01708) of all A, and of all B."""
     return _on_sides(deltas, given, _keep_largest, _elect)
 
 
 def dare_linear(deltas: Sequence[Delta], given: Given) -> Made:
+    """DARE (https://arxiv.org/abs/2311.03099) of each A and each B, added up."""
     return _on_sides(deltas, given, _keep_some, _add)
 
 
 def dare_ties(deltas: Sequence[Delta], given: Given) -> Made:
+    """DARE of each A and each B, added up by the signs that TIES elects."""
     return _on_sides(deltas, given, _keep_some, _elect)
 
 
 def magnitude_prune(deltas: Sequence[Delta], given: Given) -> Made:
+    """The largest elements of each A and each B, added up."""
     return _on_sides(deltas, given, _keep_largest, _add)
 
 
@@ -63,18 +69,22 @@ def _on_sides(deltas: Sequence[Delta], given: Given, prune: Prune | None, join: 
 
 
 def ties_svd(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
+    """TIES (https://arxiv.org/abs/2306.01708): the largest elements, by elected signs."""
     return _joined(deltas, weights, given, _keep_largest, _elect, 0)
 
 
 def dare_linear_svd(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
+    """DARE (https://arxiv.org/abs/2311.03099): some elements by chance, added up."""
     return _joined(deltas, weights, given, _keep_some, _add, 0)
 
 
 def dare_ties_svd(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
+    """Some elements by chance, as DARE, added up by the signs that TIES elects."""
     return _joined(deltas, weights, given, _keep_some, _elect, 0)
 
 
 def magnitude_prune_svd(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
+    """The largest elements, added up."""
     return _joined(deltas, weights, given, _keep_largest, _add, 0)
 
 
@@ -92,7 +102,7 @@ def _joined(
     """The result, in place of the first of `tensors` (fp32), all of which it overwrites."""
     if given.inputs == 1:
         prune, join = None, _add
-    for number, tensor in enumerate(tensors):
+    for number, tensor in zip(given.numbers or range(len(tensors)), tensors, strict=True):
         if prune and given.parameters["density"] < 1:
             prune(tensor, given.parameters["density"], given.seed, 2 * number + side)
     each(tensors[0].shape, lambda rows: join([tensor[rows] for tensor in tensors], weights, given))

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from adapterhub.adapter import REPLACE, Adapter, BaseClaim
-from adapterhub.composing.checkpoints import Checkpoints, Pair
-from adapterhub.composing.factored import Matrix
-from adapterhub.composing.saving import DROP, Found, Wanted, head_of, settle_rest
+from adapterhub.composing.building import by_module
+from adapterhub.composing.extracting.checkpoints import Checkpoints, Pair
+from adapterhub.composing.extracting.saving import DROP, Found, Wanted, head_of, settle_rest
+from adapterhub.composing.factored import Cut, Matrix
+from adapterhub.composing.methods.masks import magnitudes, place
+from adapterhub.composing.window import Progress
 from adapterhub.errors import NotMergeable, NotSupported
 from adapterhub.methods.shapes import PARAMETERS
-from adapterhub.tensorfile import ArrayTensor, Tensor
+from adapterhub.tensorfile import ArrayTensor
 
-Progress = Callable[[int], None]
 _BINS = 1 << 16
 _CHUNK = 1 << 22
 
@@ -43,20 +45,13 @@ def biases(both: Checkpoints, wanted: Wanted, claim: BaseClaim, progress: Progre
             remedy="give a rank, for a LoRA of the weights",
         )
     task, labels = head_of(both, kept)
-    modules = _modules(tensors)
+    modules = by_module(tensors)
     return Found(
         Adapter("bitfit", "native", {}, modules, claim, task, labels),
         kept.saved,
         left.dropped,
         kept.changed + left.changed,
     )
-
-
-def _modules(tensors: dict[tuple[str, str], Tensor]) -> dict[str, dict[str, Tensor]]:
-    modules: dict[str, dict[str, Tensor]] = {}
-    for (module, role), tensor in tensors.items():
-        modules.setdefault(module, {})[role] = tensor
-    return modules
 
 
 # --- the largest changes ----------------------------------------------------------------------
@@ -72,15 +67,21 @@ def sparse(
     among equals the first in the order of the files count.
     """
     pairs = [pair for pair in both.pairs if not pair.shared]
-    own = [pair for pair in pairs if pair.old and pair.parameter in PARAMETERS and not pair.expert]
+    own = [
+        pair
+        for pair in pairs
+        if pair.old and pair.parameter in PARAMETERS and pair.shape and not pair.expert
+    ]
     names = {pair.name for pair in own}
     rest = settle_rest([pair for pair in pairs if pair.name not in names], wanted, progress)
     number = math.ceil(share * sum(math.prod(pair.shape) for pair in own))
     least, equal = _threshold(own, number)
-    modules: dict[str, dict[str, Tensor]] = _modules(dict(rest.tensors))
-    shapes, changed = {}, 0
+    modules = by_module(rest.tensors)
+    shapes, changed, elements = {}, 0, 0
+    energies, kept = [], []
     for pair, delta in _deltas(own, progress):
         changed += 1
+        energies.append(_energy(delta))
         places, values, equal = _largest(delta, least, equal)
         if not len(places):
             continue
@@ -88,6 +89,8 @@ def sparse(
         roles[f"{pair.parameter}.indices"] = ArrayTensor(places)
         roles[f"{pair.parameter}.values"] = ArrayTensor(values)
         shapes[pair.name] = list(pair.shape)
+        elements += len(places)
+        kept.append(_energy(values))
     if not shapes:
         raise NotSupported("no weight or bias differs between the two checkpoints")
     task, labels = head_of(both, rest)
@@ -96,6 +99,16 @@ def sparse(
         rest.saved,
         rest.dropped,
         changed + rest.changed,
+        elements=elements,
+        error=Cut(elements, math.fsum(kept), math.fsum(energies)).error,
+    )
+
+
+def _energy(values: Matrix) -> float:
+    """Σ x², in fp64."""
+    parts = range(0, len(values), _CHUNK)
+    return math.fsum(
+        float(np.square(values[start : start + _CHUNK], dtype=np.float64).sum()) for start in parts
     )
 
 
@@ -105,14 +118,13 @@ def _deltas(pairs: Sequence[Pair], progress: Progress) -> Iterator[tuple[Pair, M
         delta = pair.delta()
         if delta is not None:
             yield pair, (delta.T if pair.transposed else delta).reshape(-1)
-        progress(pair.new.nbytes + (pair.old.nbytes if pair.old else 0))
+        progress(pair.nbytes)
 
 
 def _chunks(delta: Matrix) -> Iterator[tuple[int, Matrix]]:
     """The bits of |Δ|, in the order of the values, a part at a time, and where it begins."""
-    flat = np.ascontiguousarray(delta).view(np.uint32)
-    for start in range(0, len(flat), _CHUNK):
-        yield start, flat[start : start + _CHUNK] & np.uint32(0x7FFF_FFFF)
+    for start in range(0, len(delta), _CHUNK):
+        yield start, magnitudes(delta[start : start + _CHUNK])
 
 
 def _threshold(pairs: Sequence[Pair], number: int) -> tuple[int, int]:
@@ -123,11 +135,11 @@ def _threshold(pairs: Sequence[Pair], number: int) -> tuple[int, int]:
     counts = _counted(pairs, lambda bits: bits[bits != 0] >> np.uint32(16))
     if number >= counts.sum():
         return 0, 0
-    high, left = _bin(counts, number)
+    high, left, _ = place(counts, number)
     lows = _counted(
         pairs, lambda bits: bits[(bits >> np.uint32(16) == high) & (bits != 0)] & np.uint32(0xFFFF)
     )
-    low, left = _bin(lows, left)
+    low, left, _ = place(lows, left)
     return high << 16 | low, left
 
 
@@ -137,14 +149,6 @@ def _counted(pairs: Sequence[Pair], digits: Callable[[Matrix], Matrix]) -> Matri
         for _, bits in _chunks(delta):
             counts += np.bincount(digits(bits), minlength=_BINS)
     return counts
-
-
-def _bin(counts: Matrix, number: int) -> tuple[int, int]:
-    """Where the `number`th from above lies, and how many of that bin belong to it."""
-    above = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(above, number))
-    before = int(above[place - 1]) if place else 0
-    return len(counts) - 1 - place, number - before
 
 
 def _largest(delta: Matrix, least: int, equal: int) -> tuple[Matrix, Matrix, int]:

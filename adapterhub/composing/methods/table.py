@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from adapterhub.composing.methods import Method
-from adapterhub.composing.parameters import Parameter
+from adapterhub.composing.methods.parameters import Parameter
+from adapterhub.composing.methods.row import Method
 from adapterhub.errors import InvalidOption
 
 _ARXIV = "https://arxiv.org/abs/"
@@ -33,7 +34,7 @@ def _normalize(default: bool) -> Parameter:
 
 
 def _rescale(default: bool) -> Parameter:
-    return Parameter("rescale", default, "make up for what was dropped")
+    return Parameter("rescale", default, "make up for what is dropped")
 
 
 def _elementwise(
@@ -65,6 +66,7 @@ def _as_peft(
             exact=True,
             seeded=seeded,
             equal_ranks=True,
+            biases=not elects,
             note="A and B each by itself: far from the same on the deltas",
         ),
         Method(
@@ -77,6 +79,7 @@ def _as_peft(
             parameters,
             seeded=seeded,
             largest_rank=True,
+            biases=not elects,
         ),
     )
 
@@ -84,7 +87,7 @@ def _as_peft(
 _SHARED = (
     Method(
         "knots_ties",
-        "TIES in a shared basis (KnOTS)",
+        "TIES in KnOTS' shared basis",
         _ARXIV + "2410.19735",
         "factors",
         "subspaces",
@@ -94,7 +97,7 @@ _SHARED = (
     ),
     Method(
         "knots_dare",
-        "DARE-TIES in a shared basis (KnOTS)",
+        "DARE-TIES in KnOTS' shared basis",
         _ARXIV + "2410.19735",
         "factors",
         "subspaces",
@@ -123,12 +126,12 @@ _SHARED = (
     ),
     Method(
         "iso_c",
-        "All singular values of the sum alike (Iso-C)",
+        "Equal singular values (Iso-C)",
         _ARXIV + "2502.04959",
         "factors",
         "subspaces",
         "iso_c",
-        note="a truncation of it is arbitrary: no direction is larger than another",
+        note="truncating it is arbitrary: no direction is larger",
     ),
 )
 _PEFT = (
@@ -141,12 +144,12 @@ _PEFT = (
         "linear",
         exact=True,
         equal_ranks=True,
-        note="the product has cross terms: far from the sum of the deltas",
+        note="has cross terms: far from the sum of the deltas",
     ),
     Method("peft_cat", "Concatenation, as PEFT", None, "factors", "exact", "total", exact=True),
     Method(
         "peft_svd",
-        "Sum, truncated to the largest rank, as PEFT",
+        "Sum at the largest rank, as PEFT",
         None,
         "factors",
         "exact",
@@ -155,8 +158,8 @@ _PEFT = (
     ),
     *_as_peft("ties", "TIES", "2306.01708", elects=True, seeded=False),
     *_as_peft("dare_linear", "DARE", "2311.03099", elects=False, seeded=True),
-    *_as_peft("dare_ties", "DARE and TIES", "2311.03099", elects=True, seeded=True),
-    *_as_peft("magnitude_prune", "Largest elements", "2306.01708", elects=False, seeded=False),
+    *_as_peft("dare_ties", "DARE-TIES", "2311.03099", elects=True, seeded=True),
+    *_as_peft("magnitude_prune", "Pruning", "2306.01708", elects=False, seeded=False),
 )
 
 _ELEMENTWISE = (
@@ -211,6 +214,7 @@ _ELEMENTWISE = (
         file="spherical",
         inputs=(2, 2),
         biases=False,
+        check="check_sum",
         note="the weights give t, and do not scale",
     ),
 )
@@ -243,8 +247,6 @@ _ROWS = (
         "Tokens of prompts in a row",
         None,
         "tensors",
-        "tensorwise",
-        "composed",
         exact=True,
     ),
     *_SHARED,
@@ -252,18 +254,35 @@ _ROWS = (
 )
 
 TABLE: Mapping[str, Method] = {row.name: row for row in _ROWS}
+# What others call by a name that would be taken for another method here.
+_ELSEWHERE = {
+    "linear": "average is mergekit's linear, peft_linear PEFT's",
+    "cat": "sum is exact, and as peft_cat PEFT's cat",
+    "svd": "sum with a rank, or peft_svd as PEFT",
+}
 
 
 def method(name: str) -> Method:
     """The row of a method. Raises InvalidOption, with the nearest names."""
-    if name == "linear":
+    if not isinstance(name, str):
         raise InvalidOption(
-            "there is no method 'linear' to compose with",
-            remedy="average is what mergekit calls so, sum does not divide by the weights, and "
-            "peft_linear is PEFT's",
+            f"there is no method {name!r:.60} to compose with", remedy="give the name of one"
         )
-    if name not in TABLE:
-        near = get_close_matches(name, TABLE, n=3, cutoff=0.4)
-        known = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(TABLE)}"
+    if name in _ELSEWHERE:
+        known = f"{_ELSEWHERE[name]}; adapterhub compose --methods lists all"
         raise InvalidOption(f"there is no method {name!r} to compose with", remedy=known)
+    if name not in TABLE:
+        near = _nearest(name[:100].lower())
+        known = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InvalidOption(
+            f"there is no method {name!r:.100} to compose with",
+            remedy=f"{known}adapterhub compose --methods lists them",
+        )
     return TABLE[name]
+
+
+def _nearest(name: str) -> list[str]:
+    """Those with all words of `name` (svd: peft_svd), then those that are spelled alike."""
+    words = set(re.split(r"[^a-z]+", name)) - {""}
+    having = [known for known in TABLE if words and words <= set(known.split("_"))]
+    return list(dict.fromkeys([*having, *get_close_matches(name, TABLE, n=3)]))[:3]

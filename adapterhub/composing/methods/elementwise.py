@@ -3,26 +3,38 @@
 Δᵢ is what input i adds, scale and all, wᵢ its weight, of any sign; n the elements of the matrix.
 `density` is the share of elements that remain, `lambda` a factor of the result, both 1 by default,
 names and defaults being mergekit's. An input that leaves the matrix alone counts as zeros: it has
-no sign and no vote, its weight counts only where weights are normalized in a sum. All methods write
-over the deltas that they are given and hold nothing else of their size.
+no sign and no vote, its weight counts only where weights are normalized in a sum. A row of Δᵢ holds
+the weights into one output; of an embedding, one dimension of all tokens; of a Conv1D, as it would
+of a Linear. All methods write over the deltas that they are given and hold nothing else of their
+size.
 
-What differs from mergekit: with `normalize`, elected signs divide by Σ|wᵢ|, so that a negative
-weight takes away what it should (mergekit's Σwᵢ turns it round; for weights ≥ 0 they are equal);
-`rescale` after dropping by chance divides by the probability, as the papers do, which keeps the
-expectation (mergekit's newer versions restore Σ|x|); at least one element remains.
+What differs from mergekit, whose deltas are of whole models, in their dtype:
+- with `normalize`, elected signs divide by Σ|wᵢ|, so that a negative weight takes away what it
+  should (mergekit's Σwᵢ turns it round; for weights ≥ 0 they are equal); weights that add up to 0
+  are refused where a sum is to be divided by them (mergekit leaves it undivided);
+- `rescale` after dropping by chance divides by the probability, as the papers do, which keeps the
+  expectation (mergekit's newer versions restore Σ|x|);
+- at least one element remains (but for sce), of equal ones the first, and with a gamma that is none
+  all that are left by the density (of which mergekit's breadcrumbs keeps nothing);
+- sce's shares hang on no size (mergekit makes them equal where mean squares add up to less than
+  10⁻⁶, as those of many LoRAs do);
+- rows are those above, also for embeddings and Conv1D (mergekit's are those of the file).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from adapterhub.composing import blocks, masks
-from adapterhub.composing.elections import elected, weighted
+from adapterhub.composing import blocks
 from adapterhub.composing.factored import Matrix
-from adapterhub.composing.methods import Given
+from adapterhub.composing.inputs import cancels
+from adapterhub.composing.methods import masks
+from adapterhub.composing.methods.elections import elected, weighted
+from adapterhub.composing.methods.row import Given
 from adapterhub.errors import InvalidOption
 
 
@@ -33,6 +45,9 @@ def ties(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix
     Σ|Δᵢ| / Σ|δᵢ|). s = sign(Σ wᵢ·δᵢ), + for 0 (`majority_sign_method` "total"), or of
     Σ sign(wᵢ·δᵢ) ("frequency"). With A = {i: sign(wᵢ·δᵢ) = s}:
     lambda · Σ_A wᵢ·δᵢ / Σ_A |wᵢ|, without `normalize` not divided.
+
+    As in mergekit and PEFT each matrix is trimmed by itself (the paper: a model's vector at once),
+    and a draw is + (the paper: nobody is elected), so that A with -A is |A|.
     """
     wanted = given.parameters
     for delta in deltas:
@@ -103,7 +118,7 @@ def sce(deltas: list[Matrix], weights: Sequence[float], given: Given) -> Matrix:
     With δᵢ = wᵢ·Δᵢ of all inputs, zeros included: where select_topk < 1, only the elements with
     the ⌊select_topk·m⌋ largest variances over the inputs remain, in all of them, m being how many
     variances are not 0. cᵢ = Σδᵢ² / Σⱼ Σδⱼ². s = sign(Σ δᵢ), + for 0; with A = {i: sign(δᵢ) = s}:
-    Σ_A cᵢ·δᵢ / Σ_A cᵢ. Neither the paper nor mergekit has weights: with all at 1 it is theirs.
+    Σ_A cᵢ·δᵢ / Σ_A cᵢ. Neither the paper nor mergekit has weights: with all at 1 it is the paper's.
     """
     for delta, weight in zip(deltas, weights, strict=True):
         blocks.scale(delta, weight)
@@ -126,12 +141,14 @@ def check_della(settings: Mapping[str, Any], weights: Sequence[float]) -> None:
 
 
 def check_normalized(settings: Mapping[str, Any], weights: Sequence[float]) -> None:
-    """Raises InvalidOption where weights that add up to 0 are to be divided by their sum."""
-    if settings["normalize"] and sum(weights) == 0:
-        raise InvalidOption(
-            "the weights add up to 0 and cannot be normalized",
-            remedy="give other weights, or normalize=false",
-        )
+    """Raises InvalidOption where weights are to be divided by a sum of 0, or one that overflows."""
+    if not settings["normalize"]:
+        return
+    remedy = "give other weights, or normalize=false"
+    if not math.isfinite(sum(weights)):
+        raise InvalidOption("the weights are too large to be added up", remedy=remedy)
+    if cancels(weights):
+        raise InvalidOption("the weights add up to 0 and cannot be normalized", remedy=remedy)
 
 
 def _numbers(deltas: Sequence[Matrix], given: Given) -> Sequence[int]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from adapterhub.composing.figures import Meeting, Overlap, Signs, cosine
+from adapterhub.composing.comparing.figures import Meeting, Overlap, Signs, cosine
 
 Pair = tuple[int, int]
 
@@ -144,6 +144,7 @@ class Measured:
 
 
 def of_module(one: Measured, count: int) -> ModuleComparison:
+    """Of one module, with a place for each of `count` adapters."""
     norms = {number: math.sqrt(value) for number, value in one.squares.items()}
     return ModuleComparison(
         module=one.module,
@@ -212,6 +213,7 @@ def of_base(measured: Sequence[Measured], number: int) -> float | None:
 
 
 def in_all(measured: Sequence[Measured], count: int) -> tuple[Met, ...]:
+    """Every pair of `count` adapters, over all modules."""
     norms = norms_of(measured, count)
     return tuple(_met(measured, pair, norms) for pair in combinations(range(count), 2))
 
@@ -223,5 +225,6 @@ def looked_at(measured: Sequence[Measured]) -> float | None:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.composing.comparison import Comparison, mean
-from adapterhub.composing.meeting import natural
+from adapterhub.composing.comparing.comparison import Comparison, mean
+from adapterhub.composing.comparing.meeting import natural
 from adapterhub.errors import InvalidOption, MissingExtra, OutputError
 
 if TYPE_CHECKING:
@@ -48,8 +48,13 @@ def check(path: Path) -> None:
         there = False
     except (OSError, ValueError) as error:  # too long, or no name of a file at all
         raise OutputError(f"{str(path)!r:.200} cannot be written: {error}"[:500]) from error
-    if not path.parent.is_dir() or (there and path.is_dir()):
-        raise OutputError(f"{path} cannot be written", remedy="name a file in a directory")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path} cannot be written: there is no directory {path.parent}",
+            remedy="make it first, or name a file elsewhere",
+        )
+    if there and path.is_dir():
+        raise OutputError(f"{path} cannot be written: it is a directory", remedy="name a file")
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtra("matplotlib", "plot", "a picture")
 
@@ -145,6 +150,7 @@ def _short(tail: str, tails: Sequence[str]) -> str:
 
 
 def draw(found: Comparison) -> Figure:
+    """Both pictures side by side; needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

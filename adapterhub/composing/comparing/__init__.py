@@ -1,0 +1,1 @@
+"""How alike adapters are: `verb.compare`, its figures, its picture."""

@@ -1,0 +1,1 @@
+"""How deltas become one: a table of methods, and a file for each family of them."""
