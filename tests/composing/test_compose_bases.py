@@ -71,6 +71,19 @@ def test_revisions_must_not_differ(tmp_path: Path) -> None:
     composed([given(paths[0]), given(paths[2])])
 
 
+def test_the_result_has_what_all_say_of_the_base(tmp_path: Path) -> None:
+    one = "a" * 40
+    a, b = (lora(tmp_path / name, ord(name), revision=one) for name in "ab")
+    c = lora(tmp_path / "c", 3)
+    for paths, revision in (([a, b], one), ([a, c], None)):
+        out = tmp_path / f"out{len(str(revision))}"
+        ah.compose(paths, out=out)
+        config = json.loads((out / "adapter_config.json").read_text())
+        manifest = json.loads((out / "adapterhub.json").read_text())
+        assert config["base_model_name_or_path"] == manifest["base"]["name"] == "owner/base"
+        assert config.get("revision") == manifest["base"]["revision"] == revision
+
+
 def test_no_name_is_no_base(tmp_path: Path) -> None:
     inputs = [given(lora(tmp_path / n, 1, base_model_name_or_path=None)) for n in "ab"]
     refused(inputs, "a does not say which base it is for")

@@ -32,6 +32,8 @@ def test_from_paths_to_a_version_with_its_lineage(tmp_path: Path) -> None:
     first, second = shown["lineage"]["inputs"]
     assert first["digest"].startswith("sha256:") and first["weight"] == 0.5
     assert "digest" not in second and second["weights_root"].startswith("sha256:")
+    origin = json.loads(run(home, "show", "both", "--json"))["result"]["origin"]
+    assert origin == {"operation": "compose", "inputs": [f"a@{first['digest']}", str(b)]}
     # the same again is the same version, from another home too
     again = run(tmp_path / "other", "add", a, "--name", "a")
     assert "added" in again

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,10 @@ from adapterhub import formats
 from adapterhub.cli import main
 from adapterhub.composing import blas, window
 from adapterhub.composing.extracting import checkpoints
+from adapterhub.composing.extracting.checkpoints import Pair
+from adapterhub.composing.extracting.saving import Wanted, is_target
 from adapterhub.errors import InvalidBase, NotMergeable, NotSupported
+from adapterhub.tensorfile import ArrayTensor
 
 pytest.importorskip("transformers")
 MIXTRAL = (
@@ -67,6 +72,26 @@ def test_a_convolution_keeps_its_kernel(tmp_path: Path) -> None:
     ah.extract(base, fine, rank=2, out=tmp_path / "out")
     found = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert sorted(values.shape for values in found.values()) == [(2, 3, 4, 4), (16, 2, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "is_one"),
+    [
+        ((8, 4, 3, 3), "Conv2d", True),
+        ((8, 1, 3, 3), "Conv2d", False),  # depthwise: a kernel for each channel
+        ((8, 1), "Linear", True),
+        ((8, 4), "Embedding", False),
+        ((8,), "Linear", False),
+        ((8, 4), None, False),
+    ],
+)
+def test_what_has_factors_unasked(shape: tuple[int, ...], kind: Any, is_one: bool) -> None:
+    tensor: Any = ArrayTensor(np.zeros(shape, np.float32))
+    pair = Pair("features.0", "weight", kind, False, False, False, tensor, tensor)
+    assert is_target(pair, Wanted()) is is_one
+    assert not is_target(replace(pair, head=True), Wanted())
+    asked = is_target(replace(pair, head=True), Wanted(("features.0",)))
+    assert asked is (len(shape) > 1)
 
 
 @pytest.mark.slow
@@ -119,7 +144,6 @@ def test_sparse_and_biases_can_be_made_loras(tmp_path: Path) -> None:
 
 
 def deltas_of_weights(adapter: object) -> dict[str, object]:
-    from dataclasses import replace
 
     from adapterhub.adapter import Adapter
 
