@@ -149,6 +149,7 @@ def test_all_derived_facts_are_those_of_transformers() -> None:
     assert (said.returncode, said.stdout) == (0, "all up to date\n")
 
 
+@pytest.mark.slow
 def test_check_finds_a_change(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

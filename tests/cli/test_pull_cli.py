@@ -95,6 +95,7 @@ def test_what_was_exported_comes_back_with_its_base(
     assert manifest["base"]["weights_root"]
 
 
+@pytest.mark.slow
 def test_in_a_process_the_environment_is_heard(
     process: Run, hub: Hub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +125,7 @@ def test_in_a_process_the_environment_is_heard(
     )
 
 
+@pytest.mark.slow
 def test_pull_imports_neither_torch_nor_transformers(
     process: Run, hub: Hub, adapter: Path, tmp_path: Path
 ) -> None:

@@ -239,6 +239,7 @@ def test_figures_are_explained_and_what_is_left_out_stands_once(tmp_path: Path) 
     assert "-0.000" not in said and "replace:" not in said
 
 
+@pytest.mark.slow
 @drawn
 def test_a_picture_of_thousands_of_odd_modules(tmp_path: Path) -> None:
     """Names that have nothing in common, and one that is longer than the picture is wide."""

@@ -81,6 +81,7 @@ def test_the_manifest_says_so(made: Any) -> None:
     assert found["sum"] != found["average"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("elements", "threads"), [(1000, 3), (1 << 30, 1)])
 def test_not_by_blocks_or_threads(
     made: Any, elements: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

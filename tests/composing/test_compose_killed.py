@@ -37,7 +37,7 @@ def killed(folder: Path, verb: str, to: str, temporaries: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "verb", ["compose", "resize", pytest.param("extract", marks=pytest.mark.slow)]
+    "verb", ["compose", *(pytest.param(v, marks=pytest.mark.slow) for v in ("resize", "extract"))]
 )
 def test_killed_while_writing_a_directory(tmp_path: Path, verb: str) -> None:
     temporaries = tmp_path / "tmp"
@@ -114,6 +114,7 @@ def test_two_that_write_one_directory(tmp_path: Path) -> None:
         writing.write(made, out)
 
 
+@pytest.mark.slow
 def test_two_compositions_of_one_name(tmp_path: Path) -> None:
     """Both are versions, whichever is the latest."""
     code = (

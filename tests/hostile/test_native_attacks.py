@@ -116,8 +116,9 @@ def test_shapes_that_cannot_be(tmp_path: Path, shape: Any) -> None:
     assert refusal(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fishmask", "diff_pruning", "intrinsic_said"])
-@pytest.mark.parametrize("count", [pytest.param(90_000, marks=pytest.mark.slow), 110_000])
+@pytest.mark.parametrize("count", [90_000, 110_000])
 def test_shapes_of_a_hundred_thousand_others(tmp_path: Path, method: str, count: int) -> None:
     fields, arrays = METHODS[method]
     many = {f"m{n}.weight": [1] for n in range(count)}

@@ -201,6 +201,7 @@ def problems(draw: st.DrawFn) -> tuple[Case, np.dtype, bool, int, int]:
     return Case("", weight, tuple(factors)), out_dtype, draw(st.booleans()), first, last
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(problems())
 def test_fuzz(drawn: tuple[Case, np.dtype, bool, int, int]) -> None:

@@ -374,6 +374,7 @@ def test_what_is_not_finite_is_refused(name: str, tmp_path: Path) -> None:
 EXACT = ["oft-cayley", "oft-neumann-5", "boft-number", "hra", "hra-gs", "miss-bat", "hira", "c3a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_what_is_called_reproducible_has_the_bits_of_the_reference(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -146,6 +146,7 @@ def test_the_root_of_peft_goes_by_its_names(registry: Registry, adapter: Path) -
     assert registry.show("a")["manifest"]["adapter_root"] == tensors_root(dict(tensors))
 
 
+@pytest.mark.slow
 def test_the_corpus_is_kept(registry: Registry, corpus: Path, tmp_path: Path) -> None:
     """Adapters of strangers: whatever is read is kept with equal tensors, the rest is refused."""
     folders = sorted(path for path in (corpus / "adapters").iterdir() if path.is_dir())

@@ -116,6 +116,7 @@ LOADED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LOADED, ids=lambda case: case.id)
 def test_a_model_loaded_with_it_computes_the_same(
     case: Case, stage: Stage, shared: Registry, tmp_path: Path

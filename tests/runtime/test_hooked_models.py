@@ -253,6 +253,7 @@ def test_what_was_compiled_before_is_compiled_anew(case: str, registry: Registry
         assert torch.allclose(output(quick), before, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_the_model(registry: Registry) -> None:
     case = "llama/houlsby"
     model = model_of(case)

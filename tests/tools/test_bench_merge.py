@@ -162,6 +162,7 @@ def child(program: str) -> Measured:
     return measured.run([(sys.executable, "-c", program)], os.environ)
 
 
+@pytest.mark.slow
 def test_memory_is_told_apart(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"x" * (60 * MB))
@@ -178,6 +179,7 @@ def test_memory_is_told_apart(tmp_path):
     assert anonymous.high_water >= anonymous.anonymous
 
 
+@pytest.mark.slow
 def test_the_parents_memory_is_not_the_childs():
     ballast = np.ones(200 * MB, np.uint8)
     assert 5 * MB < child("import time; time.sleep(0.2)").memory.high_water < 60 * MB

@@ -120,6 +120,7 @@ def test_a_list_without_end(
     refused(hub, registry, RemoteError, "a/b lists more than 50 files and folders")
 
 
+@pytest.mark.slow
 def test_a_list_of_empty_pages_without_end(
     hub: Hub, registry: Registry, tree: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,7 @@ def test_more_or_fewer_bytes_than_stated(
     refused(hub, registry, IntegrityError, "sends '[0-9]+' bytes of a file of|, the hub states")
 
 
+@pytest.mark.slow
 def test_a_file_that_never_ends(
     hub: Hub, registry: Registry, tree: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

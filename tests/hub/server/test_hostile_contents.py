@@ -49,6 +49,7 @@ def test_a_card_does_not_take_the_listing_down(served: Served, front: str) -> No
     assert name in [each["id"] for each in listed]
 
 
+@pytest.mark.slow
 def test_what_a_listing_says_of_one_repository_is_bounded(served: Served, adapter: Adapter) -> None:
     words = [f"word-{number:04}" for number in range(3000)]
     config = {"architectures": ["x" * 100_000, "Short"], "model_type": ["bert"] * 100_000}

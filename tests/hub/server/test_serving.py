@@ -50,6 +50,7 @@ def test_start_use_and_stop(tmp_path: Path) -> None:
         assert Wire(hub.url, secret).ask("GET", "/api/models/ns/one").status == 200
 
 
+@pytest.mark.slow
 def test_it_says_where_it_is_in_json(tmp_path: Path) -> None:
     with hubkit.serving(tmp_path / "home", "--json", "--log-level", "error") as hub:
         document = json.loads("".join(hub.log))
@@ -76,6 +77,7 @@ def test_a_running_request_may_end(tmp_path: Path) -> None:
         assert hub.process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         said = refused(tmp_path / "home", "--port", str(other.getsockname()[1]))

@@ -126,7 +126,7 @@ def serving(home: Path) -> Iterator[Cas]:
         handler = type("Handler", (_Handler,), {"cas": cas})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         cas.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
             yield cas
