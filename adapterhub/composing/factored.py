@@ -54,11 +54,6 @@ class Svd:
     def first(self, rank: int) -> Svd:
         return Svd(self.u[:, :rank], self.s[:rank], self.vt[:rank])
 
-    def scaled(self, scale: float) -> Svd:
-        """Of scale·Δ."""
-        u = -self.u if scale < 0 else self.u
-        return Svd(u, abs(scale) * self.s, self.vt)
-
     def factors(self) -> Factors:
         """b = u·√s and a = √s·vt, so that neither is much larger than the other."""
         root = np.sqrt(self.s)
@@ -115,11 +110,15 @@ def svd(delta: Factors) -> Svd:
 
     Raises NotMergeable for values that are NaN or infinite.
     """
-    return _decomposed(delta, lambda s: len(s))
+    q, left, s, right, p = _decomposed(delta, lambda s: len(s))
+    return Svd(q @ left, s, right @ p.T)
 
 
-def cut(delta: Factors, rank: int | None, energy: float | None) -> tuple[Svd, Cut]:
-    """The first singular values, by `rank_for`, and what that keeps of the whole.
+def cut(
+    delta: Factors, rank: int | None, energy: float | None, scale: float = 1.0
+) -> tuple[Factors, Cut]:
+    """scale·Δ by its first singular values, as many as `rank_for` says: b = u·√s, a = √s·vt, fp64;
+    and what that keeps of the whole.
 
     Raises NotMergeable for values that are NaN or infinite.
     """
@@ -129,13 +128,18 @@ def cut(delta: Factors, rank: int | None, energy: float | None) -> tuple[Svd, Cu
         squares.append(np.square(s))
         return rank_for(s, rank, energy)
 
-    found = _decomposed(delta, kept)
-    count = len(found.s)
-    return found, Cut(count, float(squares[0][:count].sum()), float(squares[0].sum()))
+    q, left, s, right, p = _decomposed(delta, kept)
+    root = np.sqrt(abs(scale) * s)
+    # The roots go into the small matrices: half of the time is the memory of large ones.
+    made = Factors(q @ (left * np.copysign(root, scale)), (root[:, None] * right) @ p.T)
+    energies = float(squares[0][: len(s)].sum()), float(squares[0].sum())
+    return made, Cut(len(s), *energies).scaled(scale)
 
 
-def _decomposed(delta: Factors, kept: Callable[[Matrix], int]) -> Svd:
-    """As many of the first singular values as `kept` says; vectors are made of those only."""
+def _decomposed(
+    delta: Factors, kept: Callable[[Matrix], int]
+) -> tuple[Matrix, Matrix, Matrix, Matrix, Matrix]:
+    """(q, left, s, right, p), where q·left is u and right·pᵀ is vt: as many as `kept` says."""
     q, to_q, r = _orthonormal(np.asarray(delta.b, np.float64))
     p, to_p, s = _orthonormal(np.asarray(delta.a, np.float64).T)
     core = r @ s.T
@@ -143,8 +147,7 @@ def _decomposed(delta: Factors, kept: Callable[[Matrix], int]) -> Svd:
         raise NotMergeable("a delta becomes infinite or NaN", remedy="give smaller weights")
     u, values, vt = np.linalg.svd(core, full_matrices=False)
     count = kept(values)
-    left, right = to_q @ u[:, :count], vt[:count] @ to_p.T
-    return Svd(q @ left, values[:count], right @ p.T)
+    return q, to_q @ u[:, :count], values[:count], vt[:count] @ to_p.T, p
 
 
 def _orthonormal(x: Matrix) -> tuple[Matrix, Matrix, Matrix]:

@@ -143,9 +143,8 @@ def _made(
     made: Made = plan.method.apply(deltas, given)
     if rank is None and energy is None:
         return Made(made.factors.single(), made.scale), None
-    found, what = cut(made.factors, rank, energy)
-    found, what = found.scaled(made.scale), what.scaled(made.scale)
-    return Made(found.factors().single()), what
+    factors, kept = cut(made.factors, rank, energy, made.scale)
+    return Made(factors.single()), kept
 
 
 def _dense(method: Method, deltas: Sequence[Delta], given: Given) -> Matrix:

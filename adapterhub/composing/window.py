@@ -7,8 +7,11 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from threading import Event
 from typing import TypeVar
+
+import numpy as np
 
 from adapterhub.composing.blas import one_thread
 from adapterhub.composing.stopping import until
@@ -35,6 +38,11 @@ def in_order(
     factors of a few megabytes may stand for a matrix of terabytes.
     """
     _refuse_too_large(max(map(held, items), default=0))
+    keep_freed_memory()
+    if len(items) == 1:  # a thread would only start with no memory of its own
+        with one_thread():
+            yield items[0], work(items[0])
+        return
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     threads = threads or usable_cores()
     rest, bytes_held, most, stop = deque(items), 0, 2 * threads, Event()
@@ -54,6 +62,14 @@ def in_order(
             stop.set()  # after an error nobody wants the others
             for _, future in waiting:
                 future.cancel()
+
+
+@cache
+def keep_freed_memory() -> None:
+    """glibc gives freed blocks back to the system as long as no larger one was freed (mallopt(3),
+    M_MMAP_THRESHOLD); then half of the time of small factors goes into new pages. This block is the
+    largest that counts, and no page of it is ever touched."""
+    np.empty(31 << 20, np.uint8)
 
 
 def _refuse_too_large(nbytes: int) -> None:

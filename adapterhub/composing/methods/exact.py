@@ -13,15 +13,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adapterhub.composing.factored import Factors, stacked
+from adapterhub.composing.factored import Factors, Matrix
 from adapterhub.composing.methods.row import Delta, Given, Made
 
 
 def total(deltas: Sequence[Delta], given: Given) -> Made:
     """Σ wᵢ·sᵢ·Bᵢ·Aᵢ: b (out, Σ ranks) and a (Σ ranks, in), fp32, and one scale."""
     scale = _common(deltas)
-    terms = [_weighted(delta, delta.weight * delta.scale / scale) for delta in deltas]
-    return Made(stacked(terms), scale)
+    b: Matrix = np.empty((given.shape[0], sum(each.factors.rank for each in deltas)), np.float32)
+    at = 0
+    for each in deltas:
+        columns = b[:, at : at + each.factors.rank]
+        _weigh(each.factors.b, each.weight * each.scale / scale, columns)
+        at += each.factors.rank
+    return Made(Factors(b, np.concatenate([each.factors.a for each in deltas])), scale)
 
 
 def _common(deltas: Sequence[Delta]) -> float:
@@ -33,9 +38,9 @@ def _common(deltas: Sequence[Delta]) -> float:
     return scale if kept else 1.0
 
 
-def _weighted(delta: Delta, coefficient: float) -> Factors:
+def _weigh(b: Matrix, coefficient: float, out: Matrix) -> None:
     """fp64 rounded once; a coefficient of 1 leaves every bit, NaN payloads and −0 included."""
     if coefficient == 1:
-        return delta.factors
-    b = (np.float64(coefficient) * delta.factors.b.astype(np.float64)).astype(np.float32)
-    return Factors(b, delta.factors.a)
+        out[...] = b
+    else:  # a piece after the other, so that no fp64 copy of it is made
+        np.multiply(b, np.float64(coefficient), out=out, dtype=np.float64, casting="same_kind")
