@@ -14,10 +14,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapterhub.adapter import REPLACE, Adapter, Outline, Problem, Reading
-from adapterhub.errors import AdapterHubError, NotSupported
-from adapterhub.formats import card, statedict
-from adapterhub.formats.checking import base_problems, method_problems
+from adapterhub.adapter import REPLACE, Adapter, Outline, Reading
+from adapterhub.errors import NotSupported
+from adapterhub.formats import statedict
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import Sight
 from adapterhub.tensorfile import Tensor, shown, write_file
@@ -43,40 +42,20 @@ def _is_biases(content: Content) -> bool:
     return bool(own) and flat and all(n in biases or _HEAD.fullmatch(n) for n in names)
 
 
-def read(sight: Sight, *, allow_pickle: bool) -> Reading:
-    found = sight.all(_is_biases)
-    problems: list[Problem] = []
-    tensors: Mapping[str, Tensor] = {}
-    adapter = None
-    try:
-        tensors = statedict.tensors(found[0], allow_pickle)
-        adapter = Adapter(METHOD, FORMAT, {}, _modules(tensors))
-        problems = [*method_problems(adapter), *base_problems(adapter.base)]
-    except AdapterHubError as error:
-        problems.append(Problem(error.code, error.message, error.remedy, fatal=True))
-    if len(found) > 1:
-        problems.append(statedict.several(sight, found, "files of biases"))
-    front, card_problems = card.read(sight.directory / "README.md")
-    return Reading(
-        path=sight.path if sight.file else sight.directory,
-        format=FORMAT,
-        method=METHOD,
-        config={},
-        adapter=adapter,
-        files=(statedict.source(found[0], tensors, _FILE), *sight.files(found[1:])),
-        problems=(*problems, *card_problems),
-        card=front,
-        tensors=tensors,
-        outline=Outline(),
-    )
-
-
-def _modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    modules: dict[str, dict[str, Tensor]] = {}
+def _modules(tensors: Mapping[str, Tensor]) -> statedict.Modules:
+    modules: statedict.Modules = {}
     for name in sorted(tensors):
         module, _, parameter = name.rpartition(".")
         modules.setdefault(module, {})[REPLACE + parameter] = tensors[name]
     return modules
+
+
+_KIND = statedict.Kind(FORMAT, METHOD, _FILE, "files of biases", _modules)
+
+
+def read(sight: Sight, *, allow_pickle: bool) -> Reading:
+    found = sight.all(_is_biases)
+    return statedict.reading(_KIND, sight, found, allow_pickle, outline=Outline())
 
 
 def spelled(adapter: Adapter) -> dict[str, Tensor]:

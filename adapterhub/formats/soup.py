@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adapterhub.adapter import Adapter, Outline, Problem, Reading
-from adapterhub.errors import AdapterHubError, NotSupported
-from adapterhub.formats import card, named, native, statedict
-from adapterhub.formats.checking import base_problems, method_problems
+from adapterhub.errors import NotSupported
+from adapterhub.formats import named, native, statedict
 from adapterhub.formats.contents import Content
 from adapterhub.formats.sight import Sight
 from adapterhub.methods.adamix import SOUP
@@ -42,38 +41,21 @@ def _is_soup(content: Content) -> bool:
     return any(_EXPERTS.fullmatch(name) or _PAIRS.fullmatch(name) for name in content.shapes)
 
 
+def _modules(tensors: Mapping[str, Tensor]) -> statedict.Modules:
+    return native.modules_of(METHOD, tensors)[0]
+
+
+_KIND = statedict.Kind(FORMAT, METHOD, _FILE, "files of experts", _modules)
+
+
 def read(sight: Sight, *, allow_pickle: bool) -> Reading:
     found = sight.all(_is_soup)
     if any(_PAIRS.fullmatch(name) for name in found[0].shapes):
         outline = Outline(parameters=named.elements(found))
         title, remedy = "AdaMix's LoRA pairs", "average A and B over the experts, as a LoRA of PEFT"
         return named.reading(sight, FORMAT, title, found, outline, method=METHOD, remedy=remedy)
-    problems = _others(found[0])
-    tensors: Mapping[str, Tensor] = {}
-    adapter = None
-    try:
-        if not problems:
-            tensors = statedict.tensors(found[0], allow_pickle)
-            modules, _ = native.modules_of(METHOD, tensors)
-            adapter = Adapter(METHOD, FORMAT, {}, modules)
-            problems = [*method_problems(adapter), *base_problems(adapter.base)]
-    except AdapterHubError as error:
-        problems.append(Problem(error.code, error.message, error.remedy, fatal=True))
-    if len(found) > 1:
-        problems.append(statedict.several(sight, found, "files of experts"))
-    front, card_problems = card.read(sight.directory / "README.md")
-    return Reading(
-        path=sight.path if sight.file else sight.directory,
-        format=FORMAT,
-        method=METHOD,
-        config={},
-        adapter=adapter,
-        files=(statedict.source(found[0], tensors, _FILE), *sight.files(found[1:])),
-        problems=(*problems, *card_problems),
-        card=front,
-        tensors=tensors,
-        outline=Outline(targets=_layers(found[0])),
-    )
+    refused, outline = _others(found[0]), Outline(targets=_layers(found[0]))
+    return statedict.reading(_KIND, sight, found, allow_pickle, refused=refused, outline=outline)
 
 
 def _others(content: Content) -> list[Problem]:
