@@ -118,7 +118,7 @@ def cut(
     delta: Factors, rank: int | None, energy: float | None, scale: float = 1.0
 ) -> tuple[Factors, Cut]:
     """scale·Δ by its first singular values, as many as `rank_for` says: b = u·√s, a = √s·vt, fp64;
-    and what that keeps of the whole.
+    and what that keeps of the whole. `scale` is above 0.
 
     Raises NotMergeable for values that are NaN or infinite.
     """
@@ -129,9 +129,9 @@ def cut(
         return rank_for(s, rank, energy)
 
     q, left, s, right, p = _decomposed(delta, kept)
-    root = np.sqrt(abs(scale) * s)
+    root = np.sqrt(scale * s)
     # The roots go into the small matrices: half of the time is the memory of large ones.
-    made = Factors(q @ (left * np.copysign(root, scale)), (root[:, None] * right) @ p.T)
+    made = Factors(q @ (left * root), (root[:, None] * right) @ p.T)
     energies = float(squares[0][: len(s)].sum()), float(squares[0].sum())
     return made, Cut(len(s), *energies).scaled(scale)
 

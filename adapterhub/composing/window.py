@@ -39,7 +39,7 @@ def in_order(
     """
     _refuse_too_large(max(map(held, items), default=0))
     keep_freed_memory()
-    if len(items) == 1:  # a thread would only start with no memory of its own
+    if len(items) == 1:  # a new thread would have to be given memory first
         with one_thread():
             yield items[0], work(items[0])
         return

@@ -152,25 +152,28 @@ def extract(
         made = Artefact(found.adapter, _record(old, roots[0]), _lineage(options, roots))
         inputs = [str(base), str(finetuned)]
         version = deliver(made, name, out, reg, inputs, both.check_unchanged)
-        return Extracted(
-            version=version,
-            out=None if out is None else str(out),
-            method=found.adapter.method,
-            modules=[ModuleReport.of(one, inputs=1) for one in found.composed],
-            error=found.error if found.elements else total_error(found.composed),
-            elements=found.elements,
-            saved=list(found.saved),
-            saved_bytes=sum(
-                tensor.nbytes
-                for _, role, tensor in found.adapter.tensors()
-                if role.startswith(REPLACE)
-            ),
-            dropped=list(found.dropped),
-            left_out=list(both.left_out),
-            unchanged=len(both.pairs) - found.changed,
-            base_root=roots[0],
-            tuned_root=roots[1],
-        )
+        return _told(both, found, roots, version, None if out is None else str(out))
+
+
+def _told(
+    both: Checkpoints, found: Found, roots: tuple[str, str], version: str | None, out: str | None
+) -> Extracted:
+    whole = [tensor for _, role, tensor in found.adapter.tensors() if role.startswith(REPLACE)]
+    return Extracted(
+        version=version,
+        out=out,
+        method=found.adapter.method,
+        modules=[ModuleReport.of(one, inputs=1) for one in found.composed],
+        error=found.error if found.elements else total_error(found.composed),
+        elements=found.elements,
+        saved=list(found.saved),
+        saved_bytes=sum(tensor.nbytes for tensor in whole),
+        dropped=list(found.dropped),
+        left_out=list(both.left_out),
+        unchanged=len(both.pairs) - found.changed,
+        base_root=roots[0],
+        tuned_root=roots[1],
+    )
 
 
 def _nobody(amount: int) -> None:
