@@ -20,7 +20,7 @@ Modules = dict[str, dict[str, Tensor]]
 class Kind:
     """What tells one of these formats from another.
 
-    `file`: what a nameless one is stored as, see `source`. `files`: what several of them are called.
+    `file`: what a nameless one is stored as (see `source`). `files`: what several are called.
     """
 
     format: str
